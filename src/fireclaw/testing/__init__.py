@@ -1,0 +1,1 @@
+"""Doubles that users may use in their own tests, too."""

@@ -1,0 +1,1 @@
+"""The language that host and guest speak: hello, multiplexer, frames. Standard library only, no I/O."""
