@@ -1,0 +1,20 @@
+"""Runtimes and images: what machines boot and what workloads see.
+
+The daemon uses ``ImageStore`` and knows nothing below it::
+
+    store       ImageStore: find, build, verify, prune
+    ├── shelf       finished folders, locks, temporary folders
+    ├── runtime     kernel + initrd + Python and guestd, from packages that are only unpacked
+    │   └── initrd, modules, cpio
+    ├── debian      an image from a recipe, by mmdebstrap
+    │   └── recipe
+    ├── archive     the Debian archive through apt
+    ├── squashfs    packing
+    ├── tool        starting programs
+    └── host        what the host must have installed
+"""
+
+from fireclaw.images.host import SystemPackage, install_command, missing_packages
+from fireclaw.images.store import Image, ImageStore, Runtime
+
+__all__ = ["Image", "ImageStore", "Runtime", "SystemPackage", "install_command", "missing_packages"]
