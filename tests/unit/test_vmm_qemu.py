@@ -1,0 +1,103 @@
+"""What can be said of a QEMU without starting one: its arguments, its fingerprint, text made safe."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fireclaw.errors import SetupError
+from fireclaw.vmm.base import Accel, VmSpec, escape
+from fireclaw.vmm.qemu import Qemu, _command_line, _Fds
+
+SPEC = VmSpec(
+    machine_id="0123456789ab",
+    kernel=Path("/k"),
+    initrd=Path("/i"),
+    root=Path("/r"),
+    image=Path("/m"),
+    memory_mib=256,
+    vcpus=1,
+    accel=Accel.TCG,
+    tsc_khz=2_596_122,
+    folder=Path("/f"),
+    slot=3,
+)
+COLD = _Fds(root=10, image=11, channel=12, control=13, boot=(14, 15), memory=None)
+SOURCE = replace(COLD, memory=16)
+CLONE = replace(SOURCE, boot=None)
+
+
+def words(fds: _Fds) -> str:
+    """The whole command line."""
+    return " ".join(_command_line(SPEC, fds, name="fireclaw-home-0123456789ab"))
+
+
+class TestCommandLine:
+    """QEMU's arguments."""
+
+    @pytest.mark.parametrize("fds", [COLD, SOURCE, CLONE])
+    def test_there_is_no_network_and_no_path(self, fds: _Fds) -> None:
+        """A machine has no network card, and QEMU is told no path of ours."""
+        line = words(fds)
+        assert "-nodefaults" in line
+        assert "net" not in line
+        assert not {"/k", "/i", "/r", "/m", "/f"} & set(line.replace(",", " ").replace("=", " ").split())
+
+    @pytest.mark.parametrize("fds", [COLD, SOURCE, CLONE])
+    def test_drives_are_read_only(self, fds: _Fds) -> None:
+        """Neither the runtime nor the image can be written."""
+        drives = [word for word in _command_line(SPEC, fds, name="n") if word.startswith("if=none")]
+        assert len(drives) == 2
+        assert all(drive.endswith("readonly=on") for drive in drives)
+
+    def test_only_a_source_shares_its_memory(self) -> None:
+        """What a clone or a cold boot writes stays its own."""
+        assert "share=on" in words(SOURCE)
+        assert "share=on" not in words(CLONE)
+        assert "share=off" in words(CLONE)
+        assert "memory-backend-ram" in words(COLD)
+
+    def test_a_clone_reads_no_kernel(self) -> None:
+        """A clone waits for its state instead."""
+        assert "-incoming defer" in words(CLONE)
+        assert "-kernel" not in _command_line(SPEC, CLONE, name="n")
+        assert "tsc_early_khz=2596122" in words(SOURCE)
+
+    @pytest.mark.parametrize("fds", [COLD, SOURCE, CLONE])
+    def test_every_descriptor_it_names_is_inherited(self, fds: _Fds) -> None:
+        """The descriptors in the arguments are those that are passed."""
+        line = words(fds)
+        for fd in fds.all():
+            assert f"fd={fd}" in line or f"/proc/self/fd/{fd}" in line
+
+
+class TestFingerprint:
+    """What a snapshot depends on."""
+
+    def test_it_is_the_same_for_all_machines_of_a_kind(self) -> None:
+        """Identity, place and the paths of files do not matter."""
+        other = replace(SPEC, machine_id="x", slot=9, folder=Path("/o"), kernel=Path("/other"), image=Path("/o"))
+        assert Qemu.fingerprint(SPEC) == Qemu.fingerprint(other)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"memory_mib": 512}, {"vcpus": 2}, {"tsc_khz": 1}, {"cmdline": ("x",)}, {"accel": Accel.KVM}],
+        ids=str,
+    )
+    def test_it_tells_kinds_apart(self, change: dict[str, int]) -> None:
+        """Whatever the guest has seen at its boot matters."""
+        assert Qemu.fingerprint(SPEC) != Qemu.fingerprint(replace(SPEC, **change))  # type: ignore[arg-type]
+
+    def test_a_missing_qemu_is_told_with_the_remedy(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        """Without QEMU the error says how to get it."""
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(SetupError, match="apt-get install qemu-system-x86"):
+            Qemu.fingerprint(SPEC)
+
+
+def test_a_guests_text_is_made_safe() -> None:
+    """Line ends stay, whatever else could move a terminal's cursor becomes visible; no byte is an error."""
+    assert escape(b"one\r\ntwo\x1b[2J\x07\xff\tend\xc2\x9b") == "one\ntwo\\x1b[2J\\x07\\xff\\tend\\x9b"
+    assert escape("r\u00e9sum\u00e9 \u202e") == "r\u00e9sum\u00e9 \\u202e"
