@@ -127,6 +127,10 @@ class Execution:
         for start in range(0, len(view), STDIN_PIECE):
             await self._stream.send(pack(Kind.STDIN, view[start : start + STDIN_PIECE]))
 
+    async def forward(self, frames: bytes | memoryview) -> None:
+        """Send frames that a client made; the guest checks them, and ends this command over a bad one."""
+        await self._stream.send(frames)
+
     async def close_stdin(self) -> None:
         """End stdin."""
         await self._stream.send(pack(Kind.STDIN_CLOSED))

@@ -1,0 +1,92 @@
+"""One machine: its VMM and its channel, once it is somebody.
+
+::
+
+    machine = await machines.create(Purpose.RUN, image="debian")
+    execution = await machine.start(Exec(["true"]))   # may be started before the machine has answered at all
+    await machine.settled()                           # raises what went wrong on the way
+    async for kind, data in execution.output(): ...
+    await machines.destroy(machine)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+from fireclaw.errors import FireclawError
+from fireclaw.machines import calls
+from fireclaw.machines.channel import HELLO_SECONDS, Channel
+
+if TYPE_CHECKING:
+    from fireclaw.machines.calls import Exec, Execution
+    from fireclaw.store.machines import MachineRow
+    from fireclaw.vmm.base import Vm
+
+_SHUTDOWN_SECONDS = 5.0
+
+
+class Machine:
+    """A machine that the daemon owns.
+
+    Attributes:
+        row: its record.
+        vm: its VMM.
+        channel: the session with its guestd.
+    """
+
+    def __init__(self, row: MachineRow, vm: Vm, channel: Channel) -> None:
+        self.row = row
+        self.vm = vm
+        self.channel = channel
+        self._settled: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, row: MachineRow, vm: Vm, *, hostname: str = "") -> Machine:
+        """Begin a session with the guest; where ``hostname`` is given, make a fresh clone somebody by it.
+
+        Hello, identity and the first command travel together: nothing is waited for here but the socket.
+        """
+        channel = await Channel.begin(vm.open_channel(), bytes.fromhex(row.magic))
+        machine = cls(row, vm, channel)
+        machine._settled = asyncio.create_task(machine._settle(hostname), name=f"settle {row.machine_id}")
+        return machine
+
+    async def _settle(self, hostname: str) -> None:
+        if hostname:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self.channel.wait_ready(HELLO_SECONDS), name="hello")
+                tasks.create_task(calls.give_identity(self.channel, hostname), name="identity")
+        else:
+            await self.channel.wait_ready(HELLO_SECONDS)
+
+    async def settled(self) -> None:
+        """Wait until the guest has answered and taken its identity.
+
+        Raises:
+            GuestTimeoutError, ChannelLostError, GuestError: it has not; the machine is of no use.
+        """
+        assert self._settled is not None
+        try:
+            await asyncio.shield(self._settled)
+        except* FireclawError as group:
+            raise group.exceptions[0] from None
+
+    async def start(self, command: Exec) -> Execution:
+        """Start a command; it runs after the identity, even if that is still on its way."""
+        return await calls.start(self.channel, command)
+
+    async def ask_to_end(self) -> None:
+        """Let the guest write what it has cached and end; give up after a few seconds."""
+        with contextlib.suppress(FireclawError):
+            await calls.shutdown(self.channel, _SHUTDOWN_SECONDS)
+
+    async def disconnect(self) -> None:
+        """Close the session; the VMM lives on."""
+        if self._settled is not None:
+            self._settled.cancel()
+            await asyncio.wait([self._settled])
+            if not self._settled.cancelled():
+                self._settled.exception()  # whoever needed the machine was told by ``settled``
+        await self.channel.aclose()
