@@ -96,22 +96,41 @@ class HelloFinder:
             HelloError: the host speaks another version; the old session is over, and another hello may follow.
         """
         seam = self._tail + data
-        mark, size = (self.magic, ECHO_SIZE) if self.magic else (PREFIX, HELLO_SIZE)
-        at = seam.rfind(mark) if self.magic else seam.find(mark)
+        if not self.magic and not self._learn(seam):
+            return b"", None, b""
+        at = seam.rfind(self.magic)
+        if at < 0:
+            self._tail = seam[1 - MAGIC_SIZE :]
+            return data, None, b""
+        end = at + ECHO_SIZE
+        if len(seam) < end:
+            self._tail = seam[at:]  # the hello is not complete; it never belongs to a session
+            return b"", None, b""
+        self._tail = seam[1 - MAGIC_SIZE :]
+        _, version, nonce = _ECHO.unpack_from(seam, at)
+        if version != VERSION:
+            raise _wrong_version(version)
+        return b"", nonce, seam[end:]
+
+    def _learn(self, seam: bytes) -> bool:
+        """Learn the magic from the first whole hello; say whether there was one."""
         wrong: int | None = None
+        at = seam.find(PREFIX)
         while at >= 0:
-            end = at + size
-            if len(seam) < end:
-                self._tail = seam[at:]  # the hello is not complete; it never belongs to a session
-                return b"", None, b""
-            magic, version, nonce = _ECHO.unpack_from(seam, end - ECHO_SIZE)
+            if len(seam) < at + HELLO_SIZE:
+                self._tail = seam[at:]
+                return False
+            magic, version, _ = _ECHO.unpack_from(seam, at + len(PREFIX))
             if version == VERSION:
                 self.magic = magic
-                self._tail = seam[1 - MAGIC_SIZE :]
-                return b"", nonce, seam[end:]
+                return True
             wrong = version
-            at = seam.find(mark, at + 1)
-        self._tail = seam[1 - len(mark) :]
+            at = seam.find(PREFIX, at + 1)
+        self._tail = seam[1 - len(PREFIX) :]
         if wrong is not None:
-            raise HelloError(f"the host speaks version {wrong}, this guest {VERSION}")
-        return data if self.magic else b"", None, b""
+            raise _wrong_version(wrong)
+        return False
+
+
+def _wrong_version(version: int) -> HelloError:
+    return HelloError(f"the host speaks version {version}, this guest {VERSION}")

@@ -242,9 +242,9 @@ class Mux:
             if stream is None:  # reset by us with frames still under way
                 return
             if length:
-                stream.send_window += length
-                if stream.send_window > WINDOW:
+                if length > WINDOW - stream.send_window:
                     raise MuxError(f"stream {stream_id}: the window grew over {WINDOW}")
+                stream.send_window += length
                 events.append((Event.WRITABLE, stream, None))
             self._apply_flags(stream, flags, events)
         elif kind == PING and flags & SYN:
