@@ -1,0 +1,194 @@
+"""An OpenAI-compatible server, by the official client: our values out, its values in, its errors in our words."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from fireclaw.errors import ModelError
+from fireclaw.llm.chat import ChatMessage, ChatRequest, Finish, Role, Tool, Usage
+from fireclaw.llm.repair import RawCall, RawReply, response_format
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import openai
+    from openai.types.chat import ChatCompletion
+
+    from fireclaw.llm.embedded import Endpoint
+
+_LIST_TIMEOUT_S: Final = 10.0
+_CONTEXT_CODES = ("exceed_context_size_error", "context_length_exceeded")
+_OVERLOADED = (429, 502, 503, 529)
+# llama.cpp: the model wrote what its own tool grammar or parser does not allow
+_PARSER_COMPLAINT = re.compile(r"does not match the expected|Failed to parse|type_error\.316")
+
+
+class Provider:
+    """One server. Made by ``connect``; ``aclose`` when done."""
+
+    def __init__(self, library: ModuleType, client: openai.AsyncOpenAI, where: str) -> None:
+        self._library = library
+        self._client = client
+        self._where = where
+
+    @classmethod
+    async def connect(cls, endpoint: Endpoint, *, local: bool) -> Provider:
+        """Make the client; nothing is sent yet.
+
+        Args:
+            endpoint: the server.
+            local: it is our own on the loopback, so that no proxy of the environment may stand in between.
+        """
+        # The library takes about a second to import: not on the event loop, and not before it is needed.
+        library = await asyncio.to_thread(importlib.import_module, "openai")
+        client = library.AsyncOpenAI(
+            base_url=endpoint.base_url,
+            api_key=endpoint.api_key or "none",  # never None: it would take OPENAI_API_KEY from the environment
+            max_retries=0,  # each attempt is metered, so each is ours
+            timeout=None,
+            http_client=library.DefaultAsyncHttpxClient(trust_env=not local),
+        )
+        return cls(library, client, endpoint.base_url)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def first_model(self) -> str:
+        """The name of the first model that the server offers.
+
+        Raises:
+            ModelError: it does not answer, or offers none.
+        """
+        try:
+            async with asyncio.timeout(_LIST_TIMEOUT_S):
+                page = await self._client.models.list()
+        except TimeoutError as error:
+            raise self._timeout(_LIST_TIMEOUT_S) from error
+        except self._library.APIError as error:
+            raise self._explain(error) from error
+        if not page.data:
+            raise ModelError(f"the model server at {self._where} offers no model", kind="refused")
+        return page.data[0].id
+
+    async def complete(self, model: str, request: ChatRequest, *, force: bool, timeout_s: float) -> RawReply:
+        """Ask once.
+
+        Args:
+            model: the model's name on this server.
+            request: what to ask.
+            force: let the server hold the reply to the JSON schema of a call (or ``respond``).
+            timeout_s: seconds for all of it.
+
+        Raises:
+            ModelError: with the kind that says how it failed.
+        """
+        parameters: dict[str, Any] = {}
+        if request.tools:
+            parameters["tools"] = [_tool(tool) for tool in request.tools]
+        if request.tools and force:
+            parameters |= {"tool_choice": "none", "response_format": response_format(request.tools)}
+        try:
+            async with asyncio.timeout(timeout_s):
+                completion = await self._client.chat.completions.create(
+                    model=model,
+                    messages=cast("Any", [_message(message) for message in request.messages]),
+                    max_tokens=request.max_tokens,
+                    temperature=request.temperature,
+                    **parameters,
+                )
+        except TimeoutError as error:
+            raise self._timeout(timeout_s) from error
+        except self._library.APIError as error:
+            raise self._explain(error) from error
+        return self._reply(completion)
+
+    def _reply(self, completion: ChatCompletion) -> RawReply:
+        choices = getattr(completion, "choices", None)  # a server that is no such server may send anything
+        if not choices:
+            raise ModelError(f"the model server at {self._where} sent no reply in its answer", kind="bad-output")
+        message = choices[0].message
+        calls = tuple(
+            RawCall(call.id or "", call.function.name or "", call.function.arguments or "")
+            for call in message.tool_calls or ()
+            if call.type == "function"
+        )
+        finish = Finish.LENGTH if choices[0].finish_reason == "length" else Finish.STOP
+        return RawReply(message.content or "", calls, finish, _usage(completion), completion.model or "")
+
+    def _timeout(self, seconds: float) -> ModelError:
+        return ModelError(f"the model server at {self._where} did not answer within {seconds:.0f} s", kind="timeout")
+
+    def _explain(self, error: openai.APIError) -> ModelError:
+        library = self._library
+        where = f"the model server at {self._where}"
+        if isinstance(error, library.APIConnectionError):
+            return ModelError(
+                f"{where} does not answer: {_root_reason(error)}", hint="is it running?", kind="unreachable"
+            )
+        status = error.status_code if isinstance(error, library.APIStatusError) else 0
+        reason = _server_reason(error)
+        if status in (401, 403):
+            return ModelError(f"{where} refuses the key: {reason}", hint="check model.api_key_file", kind="refused")
+        if any(code in f"{error.type} {error.code}" for code in _CONTEXT_CODES):
+            return ModelError(f"the conversation is too long for the model: {reason}", kind="context")
+        if status in _OVERLOADED:
+            return ModelError(f"{where} is overloaded: {reason}", hint="try again later", kind="overloaded")
+        if status >= 500 and _PARSER_COMPLAINT.search(reason):
+            return ModelError(f"the model wrote what {where} cannot read: {reason}", kind="bad-output")
+        return ModelError(f"{where} refuses the request: {reason}", kind="refused")
+
+
+def _message(message: ChatMessage) -> dict[str, object]:
+    value: dict[str, object] = {"role": message.role.value, "content": message.text}
+    if message.tool_calls:
+        value["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)},
+            }
+            for call in message.tool_calls
+        ]
+    if message.role is Role.TOOL:
+        value["tool_call_id"] = message.tool_call_id
+    return value
+
+
+def _tool(tool: Tool) -> dict[str, object]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
+
+
+def _usage(completion: ChatCompletion) -> Usage:
+    usage = completion.usage
+    if usage is None:
+        return Usage()
+    details = usage.prompt_tokens_details
+    return Usage(usage.prompt_tokens, (details.cached_tokens or 0) if details else 0, usage.completion_tokens)
+
+
+def _server_reason(error: openai.APIError) -> str:
+    """The server's own words, on one line."""
+    body = error.body
+    message = body.get("message") if isinstance(body, dict) else None
+    return " ".join(str(message or error.message).split())[:300]
+
+
+def _root_reason(error: BaseException) -> str:
+    """The operating system's reason at the bottom of a chain of exceptions."""
+    cause: BaseException | None = error
+    reason = str(error)
+    while cause:
+        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
+            return os.strerror(cause.errno).lower()
+        if isinstance(cause, OSError) and cause.strerror:  # a name that does not resolve
+            return cause.strerror.lower()
+        reason = str(cause) or reason
+        cause = cause.__cause__ or cause.__context__
+    return reason
