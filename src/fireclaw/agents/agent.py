@@ -1,0 +1,333 @@
+"""One agent at work: carries out what its engine decides, with its mind, hands and voice.
+
+Everything happens on the event loop's thread, in one place: ``_handle`` gives the engine an event, commits the rows
+of its answer in one transaction, records them, and only then begins the effects. An effect is one task; when it ends
+it dispatches its result. So between two commits at most one effect is on its way, and a process that is killed at any
+moment leaves rows from which the next daemon can go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import sqlite3
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fireclaw.agents import audit
+from fireclaw.agents.addressing import addressed_text
+from fireclaw.agents.context import fit, tokens_of_tools
+from fireclaw.agents.engine import (
+    AskModel,
+    CallTool,
+    Dismissed,
+    Drop,
+    EffectBroke,
+    Engine,
+    Heard,
+    ModelFailed,
+    Recovered,
+    Replied,
+    Save,
+    Say,
+    Tick,
+    ToolEnded,
+    Wait,
+)
+from fireclaw.agents.speaker import Speaker
+from fireclaw.agents.speech import one_line
+from fireclaw.agents.tools import TOOLS, describe
+from fireclaw.agents.turn import Turn, exchanges, past_turn, question
+from fireclaw.errors import FireclawError, ModelError
+from fireclaw.irc.message import fold
+from fireclaw.llm.chat import ChatMessage, ChatRequest, Role
+from fireclaw.llm.fewshot import few_shot_messages
+from fireclaw.store.agents import LineRow, LineState, StepKind
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Container, Sequence
+
+    from fireclaw.agents.engine import Command, Event
+    from fireclaw.agents.hands import LateHands
+    from fireclaw.agents.ports import Mind, Record, Voice
+    from fireclaw.agents.templates import Template
+    from fireclaw.irc.events import Message
+    from fireclaw.llm.chat import Tool
+    from fireclaw.store.agents import AgentRow, Notebook, Row, StepRow
+
+log = logging.getLogger(__name__)
+
+REPLY_TOKENS = 512
+TEMPERATURE = 0.2
+MAX_PAST_TURNS = 20
+ROLE_PERSON = "person"
+
+
+class Agent:
+    """An agent of this daemon.
+
+    ::
+
+        agent = Agent(row, template, …)
+        agent.start()                        # goes on where the last daemon ended
+        agent.speak_with(voice)
+        agent.hear(message)                  # what IRC brings
+        await agent.dismiss("alice")         # the end: the turn is stopped in words
+        await agent.aclose()                 # or only of this daemon's part: the turn stays open
+
+    Args:
+        row: who it is.
+        template: what it is made of.
+        notebook: its rows.
+        mind: the way to models.
+        hands: its machine.
+        record: the ledger's ``append``.
+        clock: seconds since the epoch.
+        context_tokens: what the model can read and write at once.
+        ours: folded nicks of programs of ours, to whom it does not listen.
+    """
+
+    def __init__(
+        self,
+        row: AgentRow,
+        template: Template,
+        *,
+        notebook: Notebook,
+        mind: Mind,
+        hands: LateHands,
+        record: Record,
+        clock: Callable[[], float],
+        context_tokens: int,
+        ours: Container[str],
+    ) -> None:
+        self.row = row
+        self.failure = ""
+        self._template = template
+        self._notebook = notebook
+        self._mind = mind
+        self._hands = hands
+        self._record = record
+        self._clock = clock
+        self._ours = ours
+        self._heard = 0
+        self._tools = tuple(TOOLS[name] for name in template.tools)
+        self._fixed = _fixed_part(template.persona_of(row.name), self._tools)
+        self._budget = context_tokens - REPLY_TOKENS - tokens_of_tools(self._tools)
+        self._speaker = Speaker(row.name, notebook, self._save, clock)
+        self._engine = Engine(
+            row.agent_id,
+            notebook.epoch,
+            template.limits,
+            template.tools,
+            turn=_running_turn(notebook),
+            waiting=notebook.waiting(),
+        )
+        self._effect: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def state(self) -> str:
+        """What it is doing, in one word or the reason why nothing."""
+        if self.failure:
+            return f"failed: {self.failure}"
+        return "working" if self._engine.is_working else "idle"
+
+    @property
+    def waiting(self) -> int:
+        """How many lines wait for their turn."""
+        return self._engine.waiting
+
+    def start(self) -> None:
+        """Settle what an earlier daemon left, and go on with its turn."""
+        self._guarded(self._speaker.recover)
+        self._dispatch(Recovered())
+
+    def speak_with(self, voice: Voice) -> None:
+        """Begin to say what stands in the outbox."""
+        self._speaker.start(voice)
+
+    def hear(self, message: Message) -> None:
+        """Take in what was said where the agent can hear it; what is not for it is let go."""
+        text = addressed_text(message, self.row.name, self._ours)
+        if text is None:
+            return
+        self._heard += 1
+        line = LineRow(
+            line_id=self._line_id(message),
+            agent_id=self.row.agent_id,
+            sender=message.sender.nick,
+            role=ROLE_PERSON,
+            target=message.reply_to,
+            conversation=str(message.sender) if message.is_private else fold(message.target, "ascii"),
+            text=text,
+            state=LineState.WAITING,
+            received_at=self._clock(),
+        )
+        self._dispatch(Heard(line))
+
+    async def dismiss(self, by: str, *, seconds: float = 3.0) -> None:
+        """Stop the turn in words, for good, and wait a little until they are said."""
+        self._dispatch(Dismissed(by))
+        await self._speaker.drain(seconds)
+
+    async def aclose(self) -> None:
+        """End this daemon's part. What was begun stays as it is, for the next one."""
+        self._halt()
+        if self._effect is not None:
+            await asyncio.wait([self._effect])
+        await self._speaker.aclose()
+        await self._hands.aclose()
+
+    # The one place where things happen
+
+    def _dispatch(self, event: Event) -> None:
+        self._guarded(lambda: self._handle(event))
+
+    def _guarded(self, act: Callable[[], None]) -> None:
+        """Act, unless something went wrong before; what goes wrong now ends this agent here, not its caller."""
+        if self.failure:
+            return
+        try:
+            act()
+        except (FireclawError, sqlite3.Error):
+            assert self.failure, "only _save() raises these"
+        except Exception as error:
+            log.exception("%s broke", self.row.name)
+            self._fail(f"{type(error).__name__}: {error}")
+
+    def _handle(self, event: Event) -> None:
+        commands = self._engine.handle(event, self._clock())
+        rows: list[Row] = [command.row for command in commands if isinstance(command, Save | Say)]
+        self._save(rows, [audit.heard(event.line)] if isinstance(event, Heard) else [])
+        for command in commands:
+            self._carry_out(command)
+
+    def _save(self, rows: list[Row], first: Sequence[audit.Event] = ()) -> None:
+        """Commit rows and record them. What cannot be committed and recorded is not done: the agent stops.
+
+        Raises:
+            NotOursError: another daemon owns the agent now.
+            SetupError: the ledger cannot be written.
+            sqlite3.Error: the store cannot.
+        """
+        try:
+            if rows:
+                self._notebook.commit(rows)
+            for event in (*first, *filter(None, map(audit.changed, rows))):
+                machine = self._hands.machine_id
+                self._record(event.type, event.data, agent=self.row.name, machine=machine, origin=event.origin)
+        except (FireclawError, sqlite3.Error) as error:
+            log.error("%s stops: %s", self.row.name, error)  # noqa: TRY400 (the message is the reason)
+            self._fail(str(error))
+            raise
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Save():
+                pass
+            case Say():
+                self._speaker.wake()
+            case AskModel():
+                self._begin(command.step, partial(self._think, command.step, command.turn))
+            case CallTool():
+                self._begin(command.step, partial(self._act, command.step))
+            case Drop():
+                self._drop()
+            case Wait():
+                self._wait(command.until)
+
+    def _halt(self) -> None:
+        self._drop()
+        self._wait(None)
+
+    def _fail(self, reason: str) -> None:
+        self.failure = one_line(reason, 200)
+        self._halt()
+
+    def _wait(self, until: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if until is not None:
+            delay = max(0.0, until - self._clock())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._dispatch, Tick())
+
+    # Effects
+
+    def _begin(self, step: StepRow, effect: Callable[[], Awaitable[Event]]) -> None:
+        self._effect = asyncio.create_task(self._finish(step, effect), name=f"{self.row.name} {step.call_id}")
+
+    def _drop(self) -> None:
+        if self._effect is not None and self._effect is not asyncio.current_task():
+            self._effect.cancel()
+
+    async def _finish(self, step: StepRow, effect: Callable[[], Awaitable[Event]]) -> None:
+        try:
+            event = await effect()
+        except Exception as error:  # a mistake of ours: the turn must not hang, and whoever asked must hear of it
+            log.exception("%s: step %s broke", self.row.name, step.call_id)
+            event = EffectBroke(step.call_id, one_line(f"{type(error).__name__}: {error}", 200))
+        self._dispatch(event)
+
+    async def _think(self, step: StepRow, turn: Turn) -> Event:
+        try:
+            reply = await self._mind.chat(self._request(step, turn))
+        except ModelError as error:
+            return ModelFailed(step.call_id, one_line(str(error), 300), unusable=error.kind == "bad-output")
+        return Replied(step.call_id, reply)
+
+    async def _act(self, step: StepRow) -> Event:
+        limit = self._template.limits.command_seconds
+        arguments = step.request["arguments"]
+        assert isinstance(arguments, dict), "the engine refuses other calls"
+        try:
+            result = await self._hands.run(arguments["command"], timeout_s=limit)
+        except FireclawError as error:
+            return ToolEnded(step.call_id, {"output": f"error: {error}", "error": error.code}, failed=True)
+        known = {
+            "output": describe(result, limit),
+            "command_id": result.command_id,
+            "status": result.status,
+            "timed_out": result.timed_out,
+            "duration_s": round(result.duration_s, 3),
+        }
+        return ToolEnded(step.call_id, known)
+
+    def _request(self, step: StepRow, turn: Turn) -> ChatRequest:
+        """Build the prompt.
+
+        Raises:
+            ModelError: it does not fit.
+        """
+        notebook = self._notebook
+        past = [
+            past_turn(row, notebook.line(row.line_id), notebook.steps(row.turn_id))
+            for row in notebook.history(turn.row.conversation, MAX_PAST_TURNS)
+        ]
+        messages = fit(self._fixed, past, question(turn.line), exchanges(turn.steps), self._budget)
+        return ChatRequest(
+            agent=self.row.name,
+            turn_id=step.turn_id,
+            step=step.step,
+            call_id=step.call_id,
+            messages=messages,
+            tools=self._tools if step.kind is StepKind.MODEL else (),
+            max_tokens=REPLY_TOKENS,
+            temperature=TEMPERATURE,
+        )
+
+    def _line_id(self, message: Message) -> str:
+        """Name a line: the same line for the same agent has the same id, whoever computes it."""
+        parts = (self.row.agent_id, self._notebook.epoch, self._heard, message.sender, message.target, message.raw)
+        return hashlib.sha256("\n".join(map(str, parts)).encode(errors="replace")).hexdigest()[:16]
+
+
+def _fixed_part(persona: str, tools: Sequence[Tool]) -> tuple[ChatMessage, ...]:
+    """Build what every prompt of an agent begins with, byte for byte."""
+    return (ChatMessage(Role.SYSTEM, persona), *few_shot_messages(tools))
+
+
+def _running_turn(notebook: Notebook) -> Turn | None:
+    row = notebook.running()
+    return Turn(row, notebook.line(row.line_id), notebook.steps(row.turn_id)) if row else None
