@@ -1,0 +1,83 @@
+"""``fireclaw ledger``: checking and reading the record of what happened.
+
+It reads the files themselves: a record must be checkable while no daemon runs, and by someone who does not trust it.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from fireclaw.cli.parser import Parser
+from fireclaw.cli.terminal import clean
+from fireclaw.errors import FireclawError
+from fireclaw.paths import Home
+from fireclaw.store.ledger import Head, Problem, Verdict, read, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+def ledger(arguments: Sequence[str]) -> int:
+    """Verify or show the record."""
+    parser = Parser(
+        "ledger",
+        "Verify the record of what happened (exit status 1 when it was changed), or show it.",
+        examples="  fireclaw ledger verify\n  fireclaw ledger show\n"
+        "  fireclaw ledger show --json | jq 'select(.type == \"tool.call\")'",
+    )
+    parser.add_argument("action", choices=["verify", "show"])
+    parser.add_argument("--json", action="store_true", help="print JSON for programs; show prints one line an event")
+    options = parser.parse_args(arguments)
+    home = Home.find()
+    act = _verify if options.action == "verify" else _show
+    try:
+        return act(home, as_json=options.json)
+    except FileNotFoundError as error:
+        raise FireclawError(f"there is no ledger at {home.ledger}", hint="the daemon writes it") from error
+
+
+def _verify(home: Home, *, as_json: bool) -> int:
+    anchor = _find_anchor(home.database)  # before the file is read: the file may be ahead of it, never behind
+    if anchor is not None and not home.ledger.exists():
+        gone = f"the whole ledger is missing; the anchor knows {anchor.seq} entries"
+        verdict = Verdict(0, None, Problem(1, gone))
+    else:
+        verdict = verify(home.ledger, anchor)
+    if as_json:
+        print(json.dumps({"ok": verdict.ok} | asdict(verdict), indent=2))
+    elif verdict.problem is not None:
+        print(f"line {verdict.problem.line}: {clean(verdict.problem.what)}")
+        print(f"{verdict.entries} entries before it are good")
+    else:
+        against = f"the anchor at entry {anchor.seq}" if anchor else "no anchor: a cut end would not be seen"
+        print(f"{verdict.entries} entries, unbroken; {against}")
+    return 0 if verdict.ok else 1
+
+
+def _show(home: Home, *, as_json: bool) -> int:
+    for entry in read(home.ledger):
+        if as_json:
+            print(json.dumps(asdict(entry)))
+        else:
+            who = entry.agent or entry.machine or "-"
+            data = json.dumps(entry.data, ensure_ascii=False)
+            print(clean(f"{entry.seq:>6} {entry.ts} {entry.type:<20} {who:<12} {entry.origin:<5} {data}"))
+    return 0
+
+
+def _find_anchor(path: Path) -> Head | None:
+    """Read the place that the daemon keeps of the ledger's end, if it kept one."""
+    if not path.exists():
+        return None
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        row = database.execute("SELECT seq, hash FROM ledger_anchor").fetchone()
+    except sqlite3.DatabaseError:  # a store without anchors, or none at all: verify says that there was none
+        return None
+    finally:
+        database.close()
+    return Head(*row) if row else None

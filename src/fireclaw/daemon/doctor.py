@@ -1,0 +1,230 @@
+"""What ``fireclaw doctor`` looks at. It needs no daemon, so that it works when the daemon is what is broken.
+
+Each check answers with a state, a reason, and where something is to be done, the command or the step that does it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import socket
+import stat
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fireclaw.config import load_config
+from fireclaw.errors import FireclawError
+from fireclaw.images.host import install_command, missing_packages
+from fireclaw.images.store import ImageStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fireclaw.paths import Home
+
+_GIB: Final = 1 << 30
+_DISK_FAIL: Final = 1 * _GIB  # less than one image with its build
+_DISK_WARN: Final = 4 * _GIB  # less than setup makes and fetches in all
+_ANSWER_S: Final = 3.0
+_IMAGE: Final = "debian"
+
+
+class State(StrEnum):
+    """What a check found."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        state: ``warn``: Fireclaw works, with less; ``fail``: something does not work.
+        reason: what was found.
+        remedy: the next step; empty when there is nothing to do.
+    """
+
+    name: str
+    state: State
+    reason: str
+    remedy: str = ""
+
+
+def run_checks(home: Home) -> list[Check]:
+    """Run every check.
+
+    Args:
+        home: whose folders, settings and daemon are looked at.
+    """
+    return [_run(name, check, home) for name, check in _CHECKS.items()]
+
+
+def _run(name: str, check: Callable[[Home], tuple[State, str, str]], home: Home) -> Check:
+    try:
+        return Check(name, *check(home))
+    except FireclawError as error:
+        return Check(name, State.FAIL, error.message, error.hint)
+    except OSError as error:
+        return Check(name, State.FAIL, f"{error.filename}: {error.strerror}", "mend its permissions")
+
+
+def _check_platform(home: Home) -> tuple[State, str, str]:  # noqa: ARG001 - the form of a check
+    found = f"{platform.system()} on {platform.machine()}, Python {platform.python_version()}"
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        return State.FAIL, found, "Fireclaw needs Linux on x86-64"
+    return State.OK, found, ""
+
+
+def _check_packages(home: Home) -> tuple[State, str, str]:  # noqa: ARG001
+    missing = missing_packages()
+    if not missing:
+        return State.OK, "all system packages are here", ""
+    return State.FAIL, f"missing: {', '.join(package.name for package in missing)}", install_command(missing)
+
+
+def _check_kvm(home: Home) -> tuple[State, str, str]:  # noqa: ARG001
+    device = Path("/dev/kvm")
+    slower = "machines run in software, several times slower"
+    if not device.exists():
+        return State.WARN, f"there is no {device}: {slower}", "enable virtualisation in the firmware or the host"
+    if not os.access(device, os.R_OK | os.W_OK):
+        group = device.group()
+        return State.WARN, f"no right to use {device}: {slower}", f"sudo usermod -aG {group} $USER; log in again"
+    return State.OK, f"{device} is here; it is used once a machine has booted on it", ""
+
+
+def _check_settings(home: Home) -> tuple[State, str, str]:
+    load_config(home)
+    if home.config_file.exists():
+        return State.OK, f"{home.config_file} is valid", ""
+    return State.OK, f"there is no {home.config_file}: defaults", ""
+
+
+def _check_folders(home: Home) -> tuple[State, str, str]:
+    for folder in (home.data, home.run, home.secrets):
+        if not folder.exists():
+            parent = _nearest_existing(folder)
+            if not os.access(parent, os.W_OK):
+                return State.FAIL, f"cannot make {folder} in {parent}", "set FIRECLAW_HOME to a folder of yours"
+            continue
+        found = folder.stat()
+        if found.st_uid != os.geteuid():
+            owner = f"sudo chown -R $(id -u) {folder}"
+            return State.FAIL, f"{folder} belongs to user {found.st_uid}", owner
+        if loose := stat.S_IMODE(found.st_mode) & 0o077:
+            return State.FAIL, f"others may use {folder} (mode bits {loose:03o})", f"chmod 700 {folder}"
+    return State.OK, f"{home.data} and {home.run} are private", ""
+
+
+def _check_disk(home: Home) -> tuple[State, str, str]:
+    free = shutil.disk_usage(_nearest_existing(home.data)).free
+    reason = f"{free / _GIB:.1f} GiB free for {home.data}"
+    if free < _DISK_FAIL:
+        return State.FAIL, reason, f"make room: {_DISK_WARN // _GIB} GiB are enough"
+    if free < _DISK_WARN:
+        return State.WARN, reason, f"{_DISK_WARN // _GIB} GiB are enough for images and a model"
+    return State.OK, reason, ""
+
+
+def _check_runtime(home: Home) -> tuple[State, str, str]:
+    store = ImageStore(home)
+    runtime = store.find_runtime()
+    if runtime is None:
+        return State.WARN, "what machines boot from is not built yet", "fireclaw setup"
+    store.verify(runtime)
+    return State.OK, f"built, kernel {runtime.kernel_release}", ""
+
+
+def _check_image(home: Home) -> tuple[State, str, str]:
+    store = ImageStore(home)
+    images = {image.name: image for image in store.images()}
+    if _IMAGE not in images:
+        return State.WARN, f"the image {_IMAGE!r} is not built yet", "fireclaw setup"
+    for image in images.values():
+        store.verify(image)
+    return State.OK, f"built: {', '.join(images)}", ""
+
+
+def _check_port(home: Home) -> tuple[State, str, str]:
+    settings = load_config(home).irc
+    if settings.port == 0:
+        return State.OK, "a free port is picked", ""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            reason = f"{settings.host}:{settings.port}: {error.strerror}"
+        else:
+            return State.OK, f"{settings.host}:{settings.port} is free", ""
+    if pid := _find_our_ngircd(home):
+        return State.OK, f"our IRC server (pid {pid}) has it", ""
+    return State.FAIL, reason, "set another port in [irc], or 0; FIRECLAW_IRC_PORT does it for once"
+
+
+def _check_daemon(home: Home) -> tuple[State, str, str]:
+    pid = _lock_holder(home)
+    if pid is None:
+        return State.OK, "not running; it starts when it is needed", ""
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(_ANSWER_S)
+            probe.connect(str(home.socket))
+            probe.sendall(b"GET /v1/version HTTP/1.1\r\nHost: fireclaw\r\nConnection: close\r\n\r\n")
+            answered = probe.recv(16).startswith(b"HTTP/1.1 200")
+    except OSError:
+        answered = False
+    if answered:
+        return State.OK, f"running (pid {pid})", ""
+    return State.FAIL, f"it runs (pid {pid}) and does not answer", f"see {home.log}; 'kill {pid}' loses no machine"
+
+
+def _lock_holder(home: Home) -> str | None:
+    """Return the pid in daemon.lock while somebody holds it."""
+    try:
+        with home.lock.open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        return home.lock.read_text().strip()
+    return None
+
+
+def _find_our_ngircd(home: Home) -> str | None:
+    """Return the pid of an ngircd whose configuration lies in our folders."""
+    folders = {os.fsencode(home.data), os.fsencode(home.run)}
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = path.read_bytes().split(b"\0")
+        except OSError:  # it ended while we looked
+            continue
+        if command[0].endswith(b"ngircd") and any(word.startswith(tuple(folders)) for word in command[1:]):
+            return path.parent.name
+    return None
+
+
+def _nearest_existing(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.parents) if parent.exists())
+
+
+_CHECKS: Final = {
+    "platform": _check_platform,
+    "packages": _check_packages,
+    "kvm": _check_kvm,
+    "settings": _check_settings,
+    "folders": _check_folders,
+    "disk": _check_disk,
+    "runtime": _check_runtime,
+    "image": _check_image,
+    "irc port": _check_port,
+    "daemon": _check_daemon,
+}

@@ -1,0 +1,78 @@
+"""The rooms that every verb needs, opened in order and closed in reverse: store, ledger, images, machines."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fireclaw.daemon.narrator import Narrator
+from fireclaw.images.store import ImageStore
+from fireclaw.machines.machines import Machines
+from fireclaw.store.database import Database
+from fireclaw.store.hosts import Host, open_host
+from fireclaw.store.ledger import Ledger
+from fireclaw.store.machines import MachineRows, ProcessRows
+from fireclaw.vmm.host import HostMemo
+from fireclaw.vmm.process import Gate, home_tag
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from fireclaw.config import Config
+    from fireclaw.paths import Home
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What stands open for the daemon's life."""
+
+    home: Home
+    config: Config
+    database: Database
+    host: Host
+    ledger: Ledger
+    gate: Gate
+    images: ImageStore
+    machines: Machines
+    narrator: Narrator
+
+
+@asynccontextmanager
+async def open_rooms(home: Home, config: Config) -> AsyncIterator[Rooms]:
+    """Open them.
+
+    Raises:
+        FireclawError: one cannot be opened, and why.
+    """
+    database = Database(home.database)
+    try:
+        ledger = Ledger(home.ledger, clock=time.time)
+        try:
+            yield _furnish(home, config, database, ledger)
+        finally:
+            ledger.checkpoint()
+            ledger.close()
+    finally:
+        database.close()
+
+
+def _furnish(home: Home, config: Config, database: Database, ledger: Ledger) -> Rooms:
+    host = open_host(database)
+    gate = Gate(ProcessRows(database), home_tag(home.data))
+    images = ImageStore(home, mirror=config.images.mirror)
+    narrator = Narrator()
+    machines = Machines(
+        home=home,
+        rows=MachineRows(database, host),
+        gate=gate,
+        images=images,
+        memo=HostMemo(home.data / "host.json"),
+        accel=config.machine.accel,
+        memory_mib=config.machine.memory_mib,
+        vcpus=config.machine.vcpus,
+        say=narrator.say,
+        record=ledger.append,
+    )
+    return Rooms(home, config, database, host, ledger, gate, images, machines, narrator)
