@@ -147,14 +147,25 @@ class Machines:
         snapshot = await self._snapshot(runtime, found, memory_mib)
         row = self._record(purpose, found, runtime, snapshot.magic, memory_mib=memory_mib, name=name)
         try:
-            vm = await Qemu.clone(self._spec_of(row, runtime, found), self._gate, snapshot.memory)
-            self._note_made(row, found.name, "clone")
-            machine = await Machine.connect(row, vm, hostname=name or f"fc-{_short(row.machine_id)[:8]}")
+            machine = await self._clone(row, runtime, found, snapshot)
         except BaseException:
             await asyncio.shield(self._forget(row))
             raise
         self._rows.set_state(row.machine_id, MachineState.RUNNING)
         self._own(machine)
+        return machine
+
+    async def _clone(self, row: MachineRow, runtime: Runtime, image: Image, snapshot: Loaded) -> Machine:
+        vm = await Qemu.clone(self._spec_of(row, runtime, image), self._gate, snapshot.memory, paused=True)
+        self._note_made(row, image.name, "clone")
+        try:
+            # Hello and identity lie in the port before the guest wakes: it finds them at its first look.
+            hostname = row.name or f"fc-{_short(row.machine_id)[:8]}"
+            machine = await Machine.connect(row, vm, hostname=hostname)
+            await vm.resume()
+        except BaseException:
+            await asyncio.shield(vm.shutdown())
+            raise
         return machine
 
     def _find(self, image: str) -> tuple[Runtime, Image]:
@@ -423,7 +434,7 @@ class Machines:
         removed = []
         known = {row.machine_id for row in self._rows.all()}
         for pid, machine_id in self._gate.find_marked().items():
-            if machine_id not in known and self._gate.kill_marked(pid, machine_id):
+            if machine_id not in known and self._gate.kill_stray(pid):
                 removed.append(f"process {pid} of machine {_short(machine_id)}")
         folders = {_short(machine_id) for machine_id in known}
         for folder in self._home.machines.iterdir():

@@ -102,12 +102,6 @@ class Child:
             self.kill()
         return await self.wait()
 
-    def close_stdin(self) -> None:
-        """End its standard input."""
-        if self.stdin is not None:
-            os.close(self.stdin)
-            self.stdin = None
-
     def log(self) -> str:
         """What it wrote to standard output and standard error: the first 16 KiB, the rest is dropped."""
         if self._log is None:
@@ -260,22 +254,6 @@ class Gate:
             for word in words
             if word.startswith(prefix)
         }
-
-    def kill_marked(self, pid: int, machine_id: str) -> bool:
-        """Kill a process that ``find_marked`` found and no row names; False if it is gone or another by now."""
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return False
-        try:
-            if self.find_marked().get(pid) != machine_id:
-                return False
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        except ProcessLookupError:
-            return False
-        finally:
-            os.close(pidfd)
-        return True
 
     def kill_stray(self, pid: int) -> bool:
         """Kill a process that ``find_marked`` found, if it still is what it was; false if it is gone."""

@@ -390,8 +390,8 @@ def _drive(name: str, fd: int, fdset: int) -> list[str]:
 
 def _groups(spec: VmSpec) -> list[int]:
     """The group that may open /dev/kvm, where QEMU runs under a user id of its own. Never root's."""
-    if spec.accel is not Accel.KVM or spec.user is None:
-        return []
+    if spec.accel is not Accel.KVM or spec.user is None or not KVM.exists():
+        return []  # without the device QEMU itself says what is missing
     group = KVM.stat().st_gid
     return [group] if group else []
 

@@ -1,0 +1,196 @@
+"""What all rings share: the images built once, a home of its own for each test, the command line, leak checks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from images_home import built, shared_home
+
+from fireclaw.config import Config, MachineConfig
+from fireclaw.daemon.rooms import open_rooms
+from fireclaw.paths import Home
+from fireclaw.store.ledger import read
+from fireclaw.vmm.qemu import Qemu
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+    from fireclaw.daemon.rooms import Rooms
+    from fireclaw.images import Image, Runtime
+    from fireclaw.store.ledger import Entry
+
+# Guests that were really started by this run; printed at its end.
+_guests: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def images() -> tuple[Runtime, Image]:
+    """The real runtime and the real debian image."""
+    return built()
+
+
+@pytest.fixture(scope="session")
+def runtime(images: tuple[Runtime, Image]) -> Runtime:
+    """The real runtime."""
+    return images[0]
+
+
+@pytest.fixture(scope="session")
+def image(images: tuple[Runtime, Image]) -> Image:
+    """The real debian image."""
+    return images[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _count_guests() -> Iterator[None]:
+    """Count the guests that tests start in this process, by the only two ways there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("boot", "clone"):
+            patch.setattr(Qemu, name, classmethod(_counted(getattr(Qemu, name).__func__, name)))
+        yield
+
+
+def _counted(start: Any, name: str) -> Any:
+    async def counted(cls: type[Qemu], *args: Any, **kwargs: Any) -> Qemu:
+        vm: Qemu = await start(cls, *args, **kwargs)
+        _guests[name] += 1
+        return vm
+
+    return counted
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how much of it was real, and add it to what the other rings of this run had."""
+    booted, cloned = _guests["boot"], _guests["clone"]
+    terminalreporter.write_line(f"guests: {booted} really booted, {cloned} really cloned")
+    if path := os.environ.get("FIRECLAW_TEST_GUESTS"):
+        with Path(path).open("a") as file:
+            file.write(f"{booted} {cloned}\n")
+
+
+@pytest.fixture
+def home(images: tuple[Runtime, Image]) -> Iterator[Home]:
+    """A home of its own: short, so that socket paths fit, with the shared images and snapshots."""
+    del images
+    base = Path(tempfile.mkdtemp(prefix="fct-"))
+    shared = shared_home().data
+    for name in ("images", "runtimes", "snapshots"):
+        (shared / name).mkdir(exist_ok=True)
+        (base / name).symlink_to(shared / name)
+    yield Home(base, base / "run", base)
+    try:
+        assert_nothing_left(base)
+    finally:
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+async def rooms(home: Home) -> AsyncIterator[Rooms]:
+    """The daemon's rooms, opened in this process."""
+    home.make()
+    async with open_rooms(home, Config(machine=MachineConfig(accel="tcg"))) as rooms:
+        await rooms.machines.adopt()
+        yield rooms
+        await rooms.machines.aclose(keep=False)
+
+
+class Cli:
+    """The command line on one home, as a person types it.
+
+    Attributes:
+        home: its home.
+        env: its environment.
+    """
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.env = {**os.environ, "FIRECLAW_HOME": str(home.data), "FIRECLAW_IRC_PORT": "0"}
+
+    def __call__(
+        self, *arguments: str, stdin: bytes | None = b"", timeout: float = 120
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a verb to its end."""
+        return subprocess.run(
+            self.argv(*arguments), input=stdin, env=self.env, capture_output=True, timeout=timeout, check=False
+        )
+
+    def argv(self, *arguments: str) -> Sequence[str]:
+        """The command that runs a verb."""
+        return [sys.executable, "-m", "fireclaw", *arguments]
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+        """Start a verb."""
+        pipe = subprocess.PIPE
+        return subprocess.Popen(
+            self.argv(*arguments), env=self.env, **{"stdin": pipe, "stdout": pipe, "stderr": pipe, **more}
+        )
+
+    def json(self, *arguments: str) -> Any:
+        """Run a verb that prints JSON."""
+        done = self(*arguments)
+        assert done.returncode == 0, done.stderr.decode()
+        return json.loads(done.stdout)
+
+    def ledger(self) -> list[Entry]:
+        """What the ledger holds."""
+        return list(read(self.home.ledger))
+
+    @property
+    def daemon_pid(self) -> int:
+        """The pid of the daemon that holds the lock."""
+        return int(self.home.lock.read_text())
+
+
+@pytest.fixture
+def cli(home: Home) -> Iterator[Cli]:
+    """The command line; everything is down afterwards."""
+    cli = Cli(home)
+    yield cli
+    if home.database.exists():
+        done = cli("down")
+        assert done.returncode == 0, done.stderr.decode()
+    if home.ledger.exists():
+        for entry in cli.ledger():
+            if entry.type == "machine.made":
+                _guests[str(entry.data["how"])] += 1
+    sockets = [path for path in home.run.rglob("*") if path.is_socket()] if home.run.exists() else []
+    assert sockets == []
+
+
+def assert_nothing_left(base: Path) -> None:
+    """No process knows this home any more; processes that are just ending get a moment."""
+    deadline = time.monotonic() + 5
+    while (left := find_users(base)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == {}
+
+
+def find_users(base: Path) -> dict[int, str]:
+    """Processes that have something to do with a home, by command line, environment or open files."""
+    mark = os.fsencode(base)
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            command = (entry / "cmdline").read_bytes()
+            facts = [command, (entry / "environ").read_bytes()]
+            facts += [os.fsencode(link.readlink()) for link in (entry / "fd").iterdir()]
+        except OSError:
+            continue  # it ended while we looked
+        if any(mark in fact for fact in facts):
+            found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")[:200]
+    return found
