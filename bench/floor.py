@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fireclaw.images.cpio import CpioWriter
+from fireclaw.vmm.qemu import SOFTWARE_CPU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Self
 
-    from fireclaw.images.store import Image, Runtime
+    from fireclaw.images import Image, Runtime
 
 _MEMORY_MIB = 256
 _BOOT_SECONDS = 120
@@ -31,7 +32,7 @@ _COMMAND_SECONDS = 60
 class _Vm:
     """One bare QEMU: the snapshot's source, or a clone of it."""
 
-    def __init__(self, folder: Path, kernel: Path, image: Path, tsc_khz: int, *, clone: bool) -> None:
+    def __init__(self, folder: Path, kernel: Path, image: Path, tsc_khz: int, accel: str, *, clone: bool) -> None:
         self.started = time.monotonic()
         self._port, port = socket.socketpair()
         self._control, control = socket.socketpair()
@@ -40,9 +41,9 @@ class _Vm:
             [
                 *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
                 "-M",
-                "microvm,accel=tcg,memory-backend=m0,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,"
+                f"microvm,accel={accel},memory-backend=m0,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,"
                 "auto-kernel-cmdline=off",
-                *("-cpu", "max", "-smp", "1", "-m", f"{_MEMORY_MIB}M"),
+                *("-cpu", "host" if accel == "kvm" else SOFTWARE_CPU, "-smp", "1", "-m", f"{_MEMORY_MIB}M"),
                 "-object",
                 f"memory-backend-file,id=m0,size={_MEMORY_MIB}M,mem-path={folder}/memory,share={share}",
                 *("-kernel", str(kernel), "-initrd", f"{folder}/initrd"),
@@ -100,9 +101,9 @@ class _Vm:
 class Floor:
     """The floor's snapshot; use it as a context manager, then ``measure`` as often as needed."""
 
-    def __init__(self, runtime: Runtime, image: Image, tsc_khz: int) -> None:
+    def __init__(self, runtime: Runtime, image: Image, tsc_khz: int, accel: str) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="fireclaw-floor-", dir="/dev/shm"))  # noqa: S108 - as memory is
-        self._kernel, self._image, self._tsc_khz = runtime.kernel, image.root, tsc_khz
+        self._kernel, self._image, self._tsc_khz, self._accel = runtime.kernel, image.root, tsc_khz, accel
         self._initrd = runtime.initrd
 
     def __enter__(self) -> Self:
@@ -130,7 +131,7 @@ class Floor:
         shutil.rmtree(self._folder)
 
     def _start(self, *, clone: bool) -> _Vm:
-        return _Vm(self._folder, self._kernel, self._image, self._tsc_khz, clone=clone)
+        return _Vm(self._folder, self._kernel, self._image, self._tsc_khz, self._accel, clone=clone)
 
     def _build_initrd(self) -> None:
         init = self._folder / "init"

@@ -157,7 +157,7 @@ class TestChild:
         assert child.stdin is not None
         os.write(child.stdin, b"settings")
         await _written(child)
-        os.close(child.take_stdin())
+        child.close_stdin()
         assert await child.wait() == 0
         assert child.log() == "settings"
 

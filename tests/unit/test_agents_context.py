@@ -84,10 +84,25 @@ def test_the_newest_are_kept() -> None:
     fixed, question = [message(Role.SYSTEM, 100)], message(Role.USER, 50)
     before: list[Group] = [(message(Role.USER, 40), message(Role.ASSISTANT, 40 + number)) for number in range(5)]
     now = [exchanged(100, f"c{number}") for number in range(5)]
-    prompt = fit(fixed, before, question, now, 1000)
+    prompt = fit(fixed, before, question, now, 1000, ordinal=1)
     assert prompt == (*fixed, *before[3], *before[4], question, *(part for group in now for part in group))
     prompt = fit(fixed, before, question, now, 450)
     assert prompt == (*fixed, question, *now[3], *now[4])
+
+
+def test_the_past_moves_by_blocks() -> None:
+    """As a conversation grows, its beginning in the prompt stays the same for several turns, then jumps."""
+    turns: list[Group] = [
+        (message(Role.USER, 20), ChatMessage(Role.ASSISTANT, f"{number:030}")) for number in range(40)
+    ]
+    firsts = []
+    for count in range(1, 40):
+        window = turns[max(0, count - 20) : count]
+        prompt = fit([], window, message(Role.USER, 50), [], 1600, ordinal=count - len(window))
+        assert prompt[-2] == turns[count - 1][1]
+        firsts.append(int(prompt[1].text))
+    assert firsts[:10] == [0] * 10
+    assert sorted(set(firsts)) == list(range(0, firsts[-1] + 1, 4))
 
 
 def test_the_newest_result_is_shortened_rather_than_left_out() -> None:

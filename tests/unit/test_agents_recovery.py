@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def ask(daemon: Daemon, sender: Prefix, text: str) -> bool:
     """Ask in the channel; return whether the daemon lived to read it."""
-    if daemon.store.dead.is_set():
+    if daemon.store.is_dead:
         return False
     try:
         daemon.hear(sender, f"worker: {text}")
@@ -170,7 +170,7 @@ async def test_a_second_owner_makes_the_first_stop(store_path: Path) -> None:
 
 async def test_an_older_epoch_claims_nothing(store_path: Path) -> None:
     """A daemon that was thought dead and comes back does not take agents from its successor."""
-    store = MortalStore(store_path)
+    store = MortalStore(store_path, World())
     row = rows.AgentRow("a", "worker", "worker", rows.AgentState.LIVE, None, "alice", "h", 2, 0.0)
     rows.AgentRows(store, Host("h", 2)).add(row)
     assert rows.AgentRows(store, Host("h", 1)).claim() == []

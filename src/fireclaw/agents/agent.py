@@ -125,6 +125,7 @@ class Agent:
         )
         self._effect: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def state(self) -> str:
@@ -172,7 +173,8 @@ class Agent:
         await self._speaker.drain(seconds)
 
     async def aclose(self) -> None:
-        """End this daemon's part. What was begun stays as it is, for the next one."""
+        """End this daemon's part. What was begun stays as it is for the next one, what still comes is committed."""
+        self._closed = True
         self._halt()
         if self._effect is not None:
             await asyncio.wait([self._effect])
@@ -249,14 +251,15 @@ class Agent:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if until is not None:
+        if until is not None and not self._closed:
             delay = max(0.0, until - self._clock())
             self._timer = asyncio.get_running_loop().call_later(delay, self._dispatch, Tick())
 
     # Effects
 
     def _begin(self, step: StepRow, effect: Callable[[], Awaitable[Event]]) -> None:
-        self._effect = asyncio.create_task(self._finish(step, effect), name=f"{self.row.name} {step.call_id}")
+        if not self._closed:
+            self._effect = asyncio.create_task(self._finish(step, effect), name=f"{self.row.name} {step.call_id}")
 
     def _drop(self) -> None:
         if self._effect is not None and self._effect is not asyncio.current_task():
@@ -300,12 +303,19 @@ class Agent:
         Raises:
             ModelError: it does not fit.
         """
-        notebook = self._notebook
+        notebook, conversation = self._notebook, turn.row.conversation
         past = [
             past_turn(row, notebook.line(row.line_id), notebook.steps(row.turn_id))
-            for row in notebook.history(turn.row.conversation, MAX_PAST_TURNS)
+            for row in notebook.history(conversation, MAX_PAST_TURNS)
         ]
-        messages = fit(self._fixed, past, question(turn.line), exchanges(turn.steps), self._budget)
+        messages = fit(
+            self._fixed,
+            past,
+            question(turn.line),
+            exchanges(turn.steps),
+            self._budget,
+            ordinal=notebook.turns(conversation) - len(past),
+        )
         return ChatRequest(
             agent=self.row.name,
             turn_id=step.turn_id,

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _BYTES_PER_TOKEN = 3  # English text has some four bytes a token, code and other scripts fewer
 _MESSAGE_TOKENS = 8  # the template's own words around a message
 _CUT_NOTE_BYTES = 64  # at most, of ``cut_middle``'s note
-_PAST_SHARE = 4  # a quarter of the room may go to earlier turns
+_PAST_SHARE = 4  # a quarter of the budget may go to earlier turns
+_BLOCK = 4  # earlier turns leave the prompt by so many
 
 
 def tokens_of(message: ChatMessage) -> int:
@@ -46,6 +47,8 @@ def fit(
     question: ChatMessage,
     exchanges: Sequence[Group],
     budget: int,
+    *,
+    ordinal: int = 0,
 ) -> tuple[ChatMessage, ...]:
     """Choose the messages of a prompt.
 
@@ -57,6 +60,7 @@ def fit(
         exchanges: calls of this turn with their results, oldest first; the newest are kept, and the newest one
             of all has its results shortened rather than be left out.
         budget: tokens that the prompt may cost.
+        ordinal: which turn of the conversation the first of ``past`` is, from 0.
 
     Raises:
         ModelError: not even the fixed part and the question fit (``kind`` is ``context``).
@@ -70,8 +74,22 @@ def fit(
         )
     now = _newest(exchanges, room) or _shortened(exchanges[-1:], room)
     room -= sum(map(tokens_of, now))
-    before = _newest(past, min(room, budget // _PAST_SHARE))
+    before = _recent(past, ordinal, min(room, budget // _PAST_SHARE))
     return (*fixed, *before, question, *now)
+
+
+def _recent(groups: Sequence[Group], ordinal: int, room: int) -> list[ChatMessage]:
+    """Return the messages of the newest turns that fit, beginning with the first of a block of turns.
+
+    A server keeps what it made of the last prompt as far as the next one begins with the same bytes. If the oldest
+    turn left with each new one, that would be the system's message alone, and every turn of a long conversation
+    would have to be read anew: half a minute on a CPU. So the beginning moves by whole blocks, and rarely.
+    """
+    for start in range(-ordinal % _BLOCK, len(groups) + 1, _BLOCK):
+        kept = [message for group in groups[start:] for message in group]
+        if kept and _cost(kept) <= room:
+            return kept
+    return _newest(groups, room)
 
 
 def _newest(groups: Sequence[Group], room: int) -> list[ChatMessage]:

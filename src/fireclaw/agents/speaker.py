@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 # Agents converse in PRIVMSG; what is only about their state goes as NOTICE, which nobody answers.
 KINDS = {MessageKind.ANSWER: Kind.PRIVMSG, MessageKind.ACK: Kind.NOTICE, MessageKind.SIGN: Kind.ACTION}
+CONFIRMATION_S = 1.0
 
 
 class Speaker:
@@ -58,6 +59,7 @@ class Speaker:
         self._clock = clock
         self._news = asyncio.Event()
         self._idle = asyncio.Event()
+        self._speaking: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     def recover(self) -> None:
@@ -69,7 +71,7 @@ class Speaker:
 
     def start(self, voice: Voice) -> None:
         """Begin to speak."""
-        self._own(self._speak(voice), "speaker")
+        self._speaking = self._own(self._speak(voice), "speaker")
 
     def wake(self) -> None:
         """Look into the outbox again."""
@@ -85,11 +87,15 @@ class Speaker:
             log.info("%s leaves with lines unsaid", self._name)
 
     async def aclose(self) -> None:
-        """Stop speaking; what is not said stays in the outbox."""
-        for task in self._tasks:
-            task.cancel()
+        """Stop speaking; what is not said stays in the outbox, what is said has a moment to be confirmed."""
+        if self._speaking is not None:
+            self._speaking.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks)
+            _, late = await asyncio.wait(self._tasks, timeout=CONFIRMATION_S)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
 
     async def _speak(self, voice: Voice) -> None:
         try:
@@ -118,10 +124,11 @@ class Speaker:
         else:
             self._save([replace(row, state=MessageState.CONFIRMED)])
 
-    def _own(self, work: Coroutine[None, None, None], what: str) -> None:
+    def _own(self, work: Coroutine[None, None, None], what: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=f"{what} of {self._name}")
         self._tasks.add(task)
         task.add_done_callback(self._reap)
+        return task
 
     def _reap(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

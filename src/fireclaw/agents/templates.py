@@ -165,8 +165,8 @@ def _read(file: Traversable) -> str:
 
 
 def _explained(error: ValidationError, file: Traversable, text: str) -> ConfigError:
-    """Turn the first finding of pydantic into our kind of message."""
-    finding = error.errors(include_url=False)[0]
+    """Turn one finding of pydantic into our kind of message: an unknown key before the missing one it was meant for."""
+    finding = min(error.errors(include_url=False), key=lambda each: each["type"] != "extra_forbidden")
     path = tuple(str(part) for part in finding["loc"])
     place = f"{file}:{_line_of(text, path)}"
     if finding["type"] == "extra_forbidden":

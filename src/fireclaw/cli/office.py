@@ -140,7 +140,8 @@ def _print_status(found: dict[str, Any]) -> None:
     print(clean(f"machines {found['vmm']['kind']}, accelerated by {found['vmm']['accel']}"))
     model = found["model"]
     detail = f" ({model['detail']})" if model["detail"] else ""
-    print(clean(f"model    {model['name']} from {model['provider']}: {model['state']}{detail}"))
+    name = f"{model['name']} from " if model["name"] else ""  # none is chosen before it is needed
+    print(clean(f"model    {name}{model['provider']}: {model['state']}{detail}"))
     _print_irc(found["irc"])
     if found["agents"]:
         print()

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
             usage=f"fireclaw {verb} {usage}" if usage else None,
             description=about,
             epilog=f"examples:\n{examples}" if examples else None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,  # a script must not break when an option with the same start appears
         )
 
@@ -36,6 +36,13 @@ class Parser(argparse.ArgumentParser):
             InvalidError: always.
         """
         raise InvalidError(message, hint=f"see '{self.prog} --help'")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples' lines. Its width is fixed: asking the terminal for it costs the hot path four imports."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=100)
 
 
 def seconds(text: str) -> float:

@@ -20,6 +20,12 @@ from fireclaw.config import load_config
 from fireclaw.errors import FireclawError
 from fireclaw.images.host import install_command, missing_packages
 from fireclaw.images.store import ImageStore
+from fireclaw.llm import catalogue
+from fireclaw.llm.embedded import total_memory
+from fireclaw.llm.fetch import model_path
+from fireclaw.vmm.accel import find_obstacle
+from fireclaw.vmm.base import Accel
+from fireclaw.vmm.host import HostMemo, boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,15 +96,19 @@ def _check_packages(home: Home) -> tuple[State, str, str]:  # noqa: ARG001
     return State.FAIL, f"missing: {', '.join(package.name for package in missing)}", install_command(missing)
 
 
-def _check_kvm(home: Home) -> tuple[State, str, str]:  # noqa: ARG001
-    device = Path("/dev/kvm")
-    slower = "machines run in software, several times slower"
-    if not device.exists():
-        return State.WARN, f"there is no {device}: {slower}", "enable virtualisation in the firmware or the host"
-    if not os.access(device, os.R_OK | os.W_OK):
-        group = device.group()
-        return State.WARN, f"no right to use {device}: {slower}", f"sudo usermod -aG {group} $USER; log in again"
-    return State.OK, f"{device} is here; it is used once a machine has booted on it", ""
+def _check_kvm(home: Home) -> tuple[State, str, str]:
+    wanted = load_config(home).machine.accel
+    if wanted == "tcg":
+        return State.OK, "not used: the settings ask for the software CPU", ""
+    if obstacle := find_obstacle():
+        reason, _, remedy = obstacle.removesuffix(")").partition(" (remedy: ")
+        return State.FAIL if wanted == "kvm" else State.WARN, reason, remedy
+    verdict = HostMemo(home.data / "host.json").get("accel") or {}  # kept by fireclaw.vmm.accel
+    if verdict.get("boot_id") != boot_id():
+        return State.OK, "it is tried with the first machine", ""
+    if verdict["accel"] == Accel.KVM:
+        return State.OK, "a machine has booted on it", ""
+    return State.WARN, verdict["reason"], "use a host, or a virtual machine, whose KVM works"
 
 
 def _check_settings(home: Home) -> tuple[State, str, str]:
@@ -120,7 +130,8 @@ def _check_folders(home: Home) -> tuple[State, str, str]:
             owner = f"sudo chown -R $(id -u) {folder}"
             return State.FAIL, f"{folder} belongs to user {found.st_uid}", owner
         if loose := stat.S_IMODE(found.st_mode) & 0o077:
-            return State.FAIL, f"others may use {folder} (mode bits {loose:03o})", f"chmod 700 {folder}"
+            state = State.FAIL if loose & 0o022 else State.WARN
+            return state, f"others may use {folder} (mode bits {loose:03o})", f"chmod 700 {folder}"
     return State.OK, f"{home.data} and {home.run} are private", ""
 
 
@@ -151,6 +162,23 @@ def _check_image(home: Home) -> tuple[State, str, str]:
     for image in images.values():
         store.verify(image)
     return State.OK, f"built: {', '.join(images)}", ""
+
+
+def _check_model(home: Home) -> tuple[State, str, str]:
+    settings = load_config(home).model
+    if settings.base_url is not None:
+        return State.OK, f"served by {settings.base_url}", ""
+    entry = (
+        catalogue.find(settings.name)
+        if settings.name
+        else catalogue.pick_default(len(os.sched_getaffinity(0)), total_memory())
+    )
+    file = model_path(entry, home.models)
+    if not file.exists():
+        return State.WARN, f"{entry.name} is not fetched yet ({entry.size / _GIB:.1f} GiB)", "fireclaw setup"
+    if file.stat().st_size != entry.size:
+        return State.FAIL, f"{file} is truncated", f"rm {file}; fireclaw setup"
+    return State.OK, f"{entry.name} is here", ""
 
 
 def _check_port(home: Home) -> tuple[State, str, str]:
@@ -225,6 +253,7 @@ _CHECKS: Final = {
     "disk": _check_disk,
     "runtime": _check_runtime,
     "image": _check_image,
+    "model": _check_model,
     "irc port": _check_port,
     "daemon": _check_daemon,
 }

@@ -149,11 +149,7 @@ def _hold_daemon_lock(home: Home) -> int:
             break
         except BlockingIOError as error:
             if _answers(home.socket) or time.monotonic() > deadline:
-                pid = home.lock.read_text().strip() or "unknown"
-                raise ConflictError(
-                    f"another daemon (pid {pid}) runs on {home.data}",
-                    hint="'fireclaw down' stops it; FIRECLAW_HOME sets up another",
-                ) from error
+                raise _conflict(home) from error
             time.sleep(_RETRY_S)
     try:
         os.ftruncate(descriptor, 0)
@@ -162,6 +158,19 @@ def _hold_daemon_lock(home: Home) -> int:
         os.close(descriptor)
         raise SetupError(f"cannot write {home.lock}: {error.strerror}", hint="run 'fireclaw doctor'") from error
     return descriptor
+
+
+def _conflict(home: Home) -> ConflictError:
+    pid = home.lock.read_text().strip() or "unknown"
+    if _answers(home.socket):
+        return ConflictError(
+            f"another daemon (pid {pid}) runs on {home.data}",
+            hint="'fireclaw down' stops it; FIRECLAW_HOME sets up another",
+        )
+    return ConflictError(
+        f"the daemon before this one (pid {pid}) does not end",
+        hint=f"'kill -9 {pid}' loses no machine; its log is {home.log}",
+    )
 
 
 def _open_lock(path: Path, operation: int) -> int:

@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from fireclaw.guest.spawner import Command, UserError
-from fireclaw.wire.frames import HEADER, FrameError, FrameReader, Kind, pack, pack_json
+from fireclaw.wire.frames import HEADER, FrameError, FrameReader, Kind, pack_json
 
 if TYPE_CHECKING:
     from fireclaw.guest.session import Session
@@ -124,7 +124,9 @@ class Process:
         if not data:
             self._close_output(fd)
             return False
-        self._session.mux.send(self._stream, pack(self._outputs[fd], data))
+        # Two frames of the multiplexer cost less than one copy of the data.
+        self._session.mux.send(self._stream, HEADER.pack(self._outputs[fd], len(data)))
+        self._session.mux.send(self._stream, data)
         return True
 
     def _close_output(self, fd: int) -> None:

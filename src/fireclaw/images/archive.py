@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-_NO_MIRROR = "set 'mirror' in the section [images] of fireclaw.toml to the address of a Debian archive"
+_SET_MIRROR = "set 'mirror' in the section [images] of fireclaw.toml to the address of a Debian archive"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,9 @@ class Archive:
         mirror: address of the archive, which has its security archive beside it (the same address with
             "-security"); both from the host's own apt sources otherwise.
     """
+
+    hint = f"see whether the network is up, or {_SET_MIRROR}"
+    """The next step when the archive cannot be reached."""
 
     def __init__(self, cache: Path, suite: str, mirror: str | None = None) -> None:
         self._folder = cache / suite
@@ -124,6 +127,13 @@ class Archive:
         (downloaded,) = folder.glob("*.deb")
         downloaded.rename(self.path(package))
 
+    def keep_only(self, packages: Sequence[Package]) -> None:
+        """Remove all other packages from the cache."""
+        wanted = {package.file_name for package in packages}
+        for path in self._packages.iterdir():
+            if path.name not in wanted:
+                path.unlink()
+
     def path(self, package: Package) -> Path:
         """Return where the cache keeps the package's .deb."""
         return self._packages / package.file_name
@@ -136,7 +146,10 @@ class Archive:
             return False
 
     def _apt(self, *argv: str, cwd: Path | None = None) -> str:
-        return run(argv, cwd=cwd, env={"APT_CONFIG": str(self._folder / "apt.conf")})
+        try:
+            return run(argv, cwd=cwd, env={"APT_CONFIG": str(self._folder / "apt.conf")})
+        except SetupError as error:
+            raise SetupError(error.message, hint=error.hint or self.hint) from error
 
     def _settings(self) -> str:
         """Keep apt within our folder: no lists, pins, hooks or state of the host."""
@@ -192,7 +205,7 @@ def _host_mirrors() -> tuple[str, str]:
         main, security = choose_mirrors(rows)
         if main:
             return main, security
-    raise SetupError("this host's apt sources name no Debian archive", hint=_NO_MIRROR)
+    raise SetupError("this host's apt sources name no Debian archive", hint=_SET_MIRROR)
 
 
 def _parse(stanza: str) -> Package:

@@ -5,6 +5,7 @@ Equal inputs make equal bytes.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from fireclaw.images.tool import run
@@ -35,7 +36,8 @@ def pack_tar(archive: Path, target: Path, *, epoch: int) -> None:
     Raises:
         SetupError: mksquashfs is missing, older than 4.5, or failed.
     """
-    # The root folder does not come from the tar: left alone, everybody may write to it.
-    root = ("-root-mode", "0755", "-root-uid", "0", "-root-gid", "0")
+    # The root folder does not come from the tar: left alone, everybody may write to it, and it belongs to
+    # whoever runs mksquashfs (4.5 ignores -root-uid here).
+    prefix = () if os.geteuid() == 0 else ("unshare", "--map-root-user")
     env = {"SOURCE_DATE_EPOCH": str(epoch)}
-    run(["mksquashfs", "-", target, "-tar", *_OPTIONS, *root], stdin=archive, env=env)
+    run(["mksquashfs", "-", target, "-tar", *_OPTIONS, "-root-mode", "0755"], stdin=archive, env=env, prefix=prefix)

@@ -146,7 +146,8 @@ class ImageStore:
                 if self._sound(found, progress):
                     return found
             with self._images.staging() as folder:
-                out, versions = debian.build(wanted, self._archive(wanted.suite), folder, progress)
+                downloads = self._cache / f"image-{name}"
+                out, versions = debian.build(wanted, self._archive(wanted.suite), folder, downloads, progress)
                 manifest = Manifest(_records(out), versions)
                 digest = manifest.files[debian.ROOT_FILE].sha256
                 with self._images.guarded():
@@ -232,6 +233,7 @@ class ImageStore:
             archive.fetch(package)
         record = {"builder": runtime.BUILDER_VERSION, "packages": [asdict(package) for package in packages]}
         self._runtimes.write(_PACKAGES, record)
+        archive.keep_only(packages)
         return packages
 
     def _recorded_packages(self) -> list[Package] | None:

@@ -35,6 +35,7 @@ def run(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> str:
     """Run a program to its end and return what it wrote to stdout.
 
@@ -43,11 +44,12 @@ def run(
         cwd: where it runs.
         env: what it sees besides a fixed PATH, the C locale and the caller's proxies.
         stdin: a file to read from; nothing otherwise.
+        prefix: a command that runs ``argv``, e.g. ``root_room()``.
 
     Raises:
         SetupError: it is not installed, or it failed; its last words are in the message.
     """
-    with reading(argv, cwd=cwd, env=env, stdin=stdin) as stream:
+    with reading(argv, cwd=cwd, env=env, stdin=stdin, prefix=prefix) as stream:
         return stream.read().decode(errors="replace")
 
 
@@ -58,13 +60,14 @@ def reading(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
     stdin: Path | None = None,
+    prefix: Sequence[str] = (),
 ) -> Iterator[IO[bytes]]:
     """Run a program and yield its stdout; the block must read it to its end.
 
     Takes and raises what ``run`` does.
     """
     with tempfile.TemporaryFile() as errors:
-        with _started(argv, cwd=cwd, env=env, stdin=stdin, stderr=errors) as process:
+        with _started(argv, cwd=cwd, env=env, stdin=stdin, prefix=prefix, stderr=errors) as process:
             assert process.stdout is not None
             yield process.stdout
         errors.seek(0)
@@ -84,7 +87,7 @@ def watch(
         argv: as for ``run``.
         on_line: called with each line.
         env: as for ``run``.
-        prefix: a command that runs ``argv``, e.g. ``root_room()``.
+        prefix: as for ``run``.
 
     Raises:
         SetupError: as for ``run``.
@@ -127,7 +130,7 @@ def remove_tree(folder: Path) -> None:
     except PermissionError:
         if os.geteuid() == 0:
             raise
-        watch(["rm", "-rf", folder], lambda _: None, prefix=root_room())
+        run(["rm", "-rf", folder], prefix=root_room())
 
 
 @contextmanager

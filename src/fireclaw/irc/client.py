@@ -240,7 +240,7 @@ class IrcClient:
             ConnectionError: the client has ended.
         """
         check_target(target)
-        lines = split_text(speakable(text), room_for(self._longest_me, kind, target))
+        lines = split_text(speakable(text), room_for(self._me, kind, target))
         if not lines:
             raise InvalidError("there is nothing to say in an empty message")
         if len(lines) > self._queue.limit:
@@ -344,7 +344,7 @@ class IrcClient:
     @property
     def nick(self) -> str:
         """Our nick on this connection, or the wanted one."""
-        return self._session.me.nick if self._session is not None else self._identity.nick
+        return self._me.nick
 
     @property
     def server_name(self) -> str:
@@ -416,19 +416,23 @@ class IrcClient:
 
     async def _read(self, reader: asyncio.StreamReader, session: Session) -> Close:
         lines = LineBuffer()
-        outputs = session.start(self.server.password)
-        while (close := self._apply(outputs)) is None:
+        close = self._apply(session.start(self.server.password))
+        while close is None:
             try:
                 async with asyncio.timeout_at(session.deadline):
                     data = await reader.read(_READ_CHUNK)
             except TimeoutError:
-                outputs = []
+                close = self._apply(session.tick())
             else:
-                if not data:
-                    return Close("the server closed the connection")
-                outputs = [output for raw in lines.feed(data) for output in session.receive(raw)]
-            outputs += session.tick()
+                close = self._take(lines.feed(data), session) if data else Close("the server closed the connection")
         return close
+
+    def _take(self, lines: Iterable[bytes], session: Session) -> Close | None:
+        """Take lines one by one: while a handler runs, the session knows what that line told and no more."""
+        for line in lines:
+            if close := self._apply(session.receive(line)):
+                return close
+        return self._apply(session.tick())
 
     def _apply(self, outputs: Iterable[Output]) -> Close | None:
         """Do what the session asks; returns its wish to end the connection."""
@@ -533,8 +537,10 @@ class IrcClient:
     # Small things
 
     @property
-    def _longest_me(self) -> Prefix:
-        return Prefix(self.nick, LONGEST_USER, LONGEST_HOST)
+    def _me(self) -> Prefix:
+        if self._session is not None:
+            return self._session.me
+        return Prefix(self._identity.nick, LONGEST_USER, LONGEST_HOST)
 
     def _last_delivery(self) -> Delivery | None:
         last = self._queue.last

@@ -183,7 +183,7 @@ class Pong:
 
 @dataclass(frozen=True)
 class Lost:
-    """The connection is gone; the client dials again unless it has given up."""
+    """The connection is gone, or could not be made; the client dials again unless it has given up."""
 
     reason: str
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 
 from fireclaw.errors import FireclawError, InvalidError, IrcError
 from fireclaw.irc.client import IrcClient
-from fireclaw.irc.events import Kicked, Message, Parted, Quit, Ready, Renamed
+from fireclaw.irc.events import Kicked, Lost, Message, Parted, Quit, Ready, Renamed
 from fireclaw.irc.message import Kind
 from fireclaw.irc.ngircd import AGENTS, CONTROL
 from fireclaw.irc.session import Identity
@@ -254,6 +254,9 @@ class Overseer:
                 self._doubt(who.nick, "you left")
             case Kicked(nick):
                 self._doubt(nick, "you were kicked")
+            case Lost():
+                for check in self._checks:
+                    check.broken = "the connection broke"
             case _:
                 pass
 
@@ -319,7 +322,7 @@ class Overseer:
             if previous is not None:
                 await asyncio.wait([previous])
             whois = await self.client.whois(message.sender.nick)
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, InvalidError) as error:
             self._refuse(message, f"the server did not tell who this is: {error}", {})
             return
         finally:
@@ -403,7 +406,8 @@ class Overseer:
         return lines or [f"there are no agents yet: {VERBS['invoke'].example}"]
 
     async def _templates(self, _command: Command, _person: Person) -> list[str]:
-        return [f"{each.name}: {each.description}" for each in self._control.templates()]
+        lines = [f"{each.name}: {each.description}" for each in self._control.templates()]
+        return lines or ["there are no templates"]
 
     async def _help(self, command: Command, _person: Person) -> list[str]:
         name = command.arg(0)
@@ -421,7 +425,7 @@ class Overseer:
         text = "\n".join(" ".join(line.split()) for line in lines)
         try:
             await self.client.say(message.reply_to, text, Kind.NOTICE)
-        except ConnectionError as error:
+        except (ConnectionError, InvalidError) as error:
             _log.info("no answer to %s: %s", message.sender, error)
 
     def _refuse(self, message: Message, reason: str, evidence: dict[str, object]) -> None:

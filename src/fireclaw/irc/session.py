@@ -458,7 +458,7 @@ class Session:
         text = clean_text(line.params[-1]) if line.params else "no reason given"
         if not self.server and re.search(r"bad password|access denied|password incorrect", text, re.IGNORECASE):
             retry = Retry.NEVER
-        elif re.search(r"^kill|too many|throttl|banned", text, re.IGNORECASE):
+        elif re.search(r"\bkill(ed)?\b|too many|throttl|banned", text, re.IGNORECASE):
             retry = Retry.LATER
         else:
             retry = Retry.SOON

@@ -26,8 +26,8 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.client import HTTPException
@@ -151,34 +151,29 @@ class _Fetch:
         partial = self._parts / "url"
         self._tell(source, partial.stat().st_size if partial.exists() else 0)
         with partial.open("ab") as file:
-            while file.tell() < self._entry.size:
-                before = file.tell()
+            while (before := file.tell()) < self._entry.size:
                 try:
-                    self._stream_url(source, file)
-                except (OSError, HTTPException) as error:
+                    self._append(source, file)
+                except SourceError:
                     # A line that drops after some data is asked to go on; one that brings nothing is given up.
                     if file.tell() <= before:
-                        raise SourceError(_reason(error)) from error
+                        raise
         self._accept(partial, source)
 
-    def _stream_url(self, source: UrlSource, file: IO[bytes]) -> None:
-        """Read on from the end of the file until the connection ends."""
+    def _append(self, source: UrlSource, file: IO[bytes]) -> None:
+        """Read on from the end of the file until the connection ends, or too much has come."""
         start = file.tell()
-        request = urllib.request.Request(source.url, headers={"User-Agent": "fireclaw"})  # noqa: S310 - our own list
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        with urllib.request.urlopen(request, timeout=_SILENCE_S) as response:  # noqa: S310 - our own list
-            if start and response.status != HTTPStatus.PARTIAL_CONTENT:
-                file.seek(0)
-                file.truncate()
-            while data := response.read(_CHUNK):
+        with closing(_read_url(source.url, start)) as pieces:
+            for offset, data in pieces:
+                if offset < file.tell():  # the server began anew
+                    file.seek(0)
+                    file.truncate()
                 file.write(data)
-                file.flush()
                 if file.tell() > self._entry.size:
                     break
                 self._tell(source, file.tell())
         if file.tell() <= start:
-            raise SourceError("it sent nothing")
+            raise SourceError("it sent no data")
 
     # A mirror
 
@@ -229,6 +224,21 @@ class _Fetch:
         file.rename(self._path)
 
 
+def _read_url(url: str, start: int) -> Generator[tuple[int, bytes], None, None]:
+    """Yield (offset, data) from ``start`` on, or from 0 where the server cannot; raise SourceError when it fails."""
+    request = urllib.request.Request(url, headers={"User-Agent": "fireclaw"})  # noqa: S310 - the catalogue's
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        with urllib.request.urlopen(request, timeout=_SILENCE_S) as response:  # noqa: S310 - the catalogue's
+            offset = start if response.status == HTTPStatus.PARTIAL_CONTENT else 0
+            while data := response.read(_CHUNK):
+                yield offset, data
+                offset += len(data)
+    except (OSError, HTTPException) as error:
+        raise SourceError(_reason(error)) from error
+
+
 def pip_download(package: str, version: str, folder: Path, tick: Tick) -> Path:
     """Download a wheel with pip, without installing or building anything.
 
@@ -239,19 +249,18 @@ def pip_download(package: str, version: str, folder: Path, tick: Tick) -> Path:
     # Wheels only: building a source archive would run its code.
     command += ["--no-deps", "--no-binary=:none:", "--only-binary=:all:"]
     command += ["--dest", str(folder), f"{package}=={version}"]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command,
         env=os.environ | {"TMPDIR": str(folder)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
-    )
-    try:
-        complaint = _watch(process, folder, tick)
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            complaint = _watch(process, folder, tick)
+        finally:
+            process.kill()
     wheels = list(folder.glob("*.whl"))
     if process.returncode != 0 or len(wheels) != 1:
         lines = complaint.decode(errors="replace").strip().splitlines() or [f"exit status {process.returncode}"]

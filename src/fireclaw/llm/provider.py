@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import openai
-    from openai.types.chat import ChatCompletion
+    from openai.types.chat import ChatCompletionChunk
+    from openai.types.chat.chat_completion_chunk import ChoiceDeltaToolCall
 
     from fireclaw.llm.embedded import Endpoint
 
 _LIST_TIMEOUT_S: Final = 10.0
 _CONTEXT_CODES = ("exceed_context_size_error", "context_length_exceeded")
+_WHOLE = ("stop", "tool_calls", "function_call")  # why a reply ended, if not because it was cut off
 _OVERLOADED = (429, 502, 503, 529)
 # llama.cpp: the model wrote what its own tool grammar or parser does not allow
 _PARSER_COMPLAINT = re.compile(r"does not match the expected|Failed to parse|type_error\.316")
@@ -53,6 +55,7 @@ class Provider:
             timeout=None,
             http_client=library.DefaultAsyncHttpxClient(trust_env=not local),
         )
+        client.organization = client.project = None  # nor these
         return cls(library, client, endpoint.base_url)
 
     async def aclose(self) -> None:
@@ -95,31 +98,33 @@ class Provider:
             parameters |= {"tool_choice": "none", "response_format": response_format(request.tools)}
         try:
             async with asyncio.timeout(timeout_s):
-                completion = await self._client.chat.completions.create(
+                # Streamed, although only the whole is of use: a server that writes notices at once that nobody listens
+                # any more. llama.cpp goes on with any other call to its end, for minutes, and its slot is taken.
+                chunks = await self._client.chat.completions.create(
                     model=model,
                     messages=cast("Any", [_message(message) for message in request.messages]),
                     max_tokens=request.max_tokens,
                     temperature=request.temperature,
+                    stream=True,
+                    stream_options={"include_usage": True},
                     **parameters,
                 )
+                return await self._collect(chunks)
         except TimeoutError as error:
             raise self._timeout(timeout_s) from error
         except self._library.APIError as error:
             raise self._explain(error) from error
-        return self._reply(completion)
+        except ValueError as error:
+            raise ModelError(f"the model server at {self._where} sent what is no JSON", kind="bad-output") from error
 
-    def _reply(self, completion: ChatCompletion) -> RawReply:
-        choices = getattr(completion, "choices", None)  # a server that is no such server may send anything
-        if not choices:
+    async def _collect(self, chunks: openai.AsyncStream[ChatCompletionChunk]) -> RawReply:
+        reply = _Collector()
+        async with chunks:
+            async for chunk in chunks:
+                reply.add(chunk)
+        if not reply.has_begun:
             raise ModelError(f"the model server at {self._where} sent no reply in its answer", kind="bad-output")
-        message = choices[0].message
-        calls = tuple(
-            RawCall(call.id or "", call.function.name or "", call.function.arguments or "")
-            for call in message.tool_calls or ()
-            if call.type == "function"
-        )
-        finish = Finish.LENGTH if choices[0].finish_reason == "length" else Finish.STOP
-        return RawReply(message.content or "", calls, finish, _usage(completion), completion.model or "")
+        return reply.done()
 
     def _timeout(self, seconds: float) -> ModelError:
         return ModelError(f"the model server at {self._where} did not answer within {seconds:.0f} s", kind="timeout")
@@ -139,7 +144,7 @@ class Provider:
             return ModelError(f"the conversation is too long for the model: {reason}", kind="context")
         if status in _OVERLOADED:
             return ModelError(f"{where} is overloaded: {reason}", hint="try again later", kind="overloaded")
-        if status >= 500 and _PARSER_COMPLAINT.search(reason):
+        if _PARSER_COMPLAINT.search(reason):
             return ModelError(f"the model wrote what {where} cannot read: {reason}", kind="bad-output")
         return ModelError(f"{where} refuses the request: {reason}", kind="refused")
 
@@ -165,12 +170,41 @@ def _tool(tool: Tool) -> dict[str, object]:
     return {"type": "function", "function": function}
 
 
-def _usage(completion: ChatCompletion) -> Usage:
-    usage = completion.usage
-    if usage is None:
-        return Usage()
-    details = usage.prompt_tokens_details
-    return Usage(usage.prompt_tokens, (details.cached_tokens or 0) if details else 0, usage.completion_tokens)
+class _Collector:
+    """Puts the pieces of a streamed reply together."""
+
+    def __init__(self) -> None:
+        self.has_begun = False
+        self._text: list[str] = []
+        self._calls: dict[int, RawCall] = {}
+        self._finish = Finish.LENGTH  # until the server says that it came to an end
+        self._usage = Usage()
+        self._model = ""
+
+    def add(self, chunk: ChatCompletionChunk) -> None:
+        self._model = chunk.model or self._model
+        if chunk.usage:
+            details = chunk.usage.prompt_tokens_details
+            cached = (details.cached_tokens or 0) if details else 0
+            self._usage = Usage(chunk.usage.prompt_tokens, cached, chunk.usage.completion_tokens)
+        for choice in chunk.choices or ():  # the last one has none, and a server that is no such server neither
+            self.has_begun = True
+            self._text.append(choice.delta.content or "")
+            for piece in choice.delta.tool_calls or ():
+                self._add_call(piece)
+            if choice.finish_reason in _WHOLE:
+                self._finish = Finish.STOP
+
+    def _add_call(self, piece: ChoiceDeltaToolCall) -> None:
+        call = self._calls.get(piece.index, RawCall("", "", ""))
+        name, arguments = (piece.function.name, piece.function.arguments) if piece.function else (None, None)
+        self._calls[piece.index] = RawCall(
+            call.id or piece.id or "", call.name or name or "", call.arguments + (arguments or "")
+        )
+
+    def done(self) -> RawReply:
+        calls = tuple(call for _, call in sorted(self._calls.items()))
+        return RawReply("".join(self._text), calls, self._finish, self._usage, self._model)
 
 
 def _server_reason(error: openai.APIError) -> str:

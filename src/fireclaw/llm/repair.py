@@ -66,13 +66,14 @@ class Unusable:
     reason: str
 
 
-def judge(raw: RawReply, tools: Sequence[Tool], call_prefix: str) -> Usable | Unusable:
+def judge(raw: RawReply, tools: Sequence[Tool], call_prefix: str, *, has_used_tools: bool = False) -> Usable | Unusable:
     """Make a reply usable, or say why it is not.
 
     Args:
         raw: the reply as it came.
         tools: what was offered to the model.
         call_prefix: ids of calls that came without one begin with this.
+        has_used_tools: the conversation has calls in it, so that a call now, without an offer, is no talk either.
     """
     text = _THOUGHTS.sub("", raw.text).strip()
     wishes: list[tuple[str, str, object]] = [(call.id, call.name, call.arguments) for call in raw.calls if call.name]
@@ -82,6 +83,8 @@ def judge(raw: RawReply, tools: Sequence[Tool], call_prefix: str) -> Usable | Un
             text = ""
         elif raw.finish is Finish.LENGTH and _begins_like_a_call(text):
             return Unusable("the call was cut off")
+    if not tools and (wishes or (has_used_tools and (_calls_in(text) or _begins_like_a_call(text)))):
+        return Unusable("it called a tool where it should answer")
     if wishes and raw.finish is Finish.LENGTH:
         return Unusable("the call was cut off")
     said = [_spoken(arguments) for _, name, arguments in wishes if name == RESPOND]

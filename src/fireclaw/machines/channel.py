@@ -18,7 +18,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from fireclaw.errors import ChannelLostError, GuestTimeoutError
+from fireclaw.errors import ChannelLostError, ConflictError, GuestTimeoutError
 from fireclaw.wire.hello import EchoFinder, hello, new_nonce
 from fireclaw.wire.mux import HIGH_WATER, Event, Mux, MuxError
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fireclaw.wire.mux import Stream as MuxStream
 
 HELLO_SECONDS = 10.0
+_SMALL = 4096
 
 
 class Stream:
@@ -89,7 +90,11 @@ class Stream:
 
     def deliver(self, data: memoryview) -> None:
         """Take bytes from the channel."""
-        self._chunks.append(bytes(data))
+        # Small pieces are joined, or a window full of one-byte frames would cost forty times its size.
+        if self._chunks and len(self._chunks[-1]) < _SMALL:
+            self._chunks[-1] += bytes(data)
+        else:
+            self._chunks.append(bytes(data))
         self._readable.set()
 
     def end(self) -> None:
@@ -167,11 +172,14 @@ class Channel(asyncio.Protocol):
 
         Raises:
             ChannelLostError: the channel has ended.
-            MuxError: too many streams are open.
+            ConflictError: too many streams are open.
         """
         if self.lost.is_set():
             raise ChannelLostError(self.reason)
-        inner = self._mux.open()
+        try:
+            inner = self._mux.open()
+        except MuxError as error:
+            raise ConflictError(f"the machine is busy: {error}", hint="wait until a command has ended") from error
         inner.owner = stream = Stream(self, inner)
         self._plan_flush()
         return stream
@@ -225,8 +233,9 @@ class Channel(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._flush)
 
     def _flush(self) -> None:
+        # While the socket is full everything stays in the multiplexer, which bounds what a peer can provoke.
         self._flush_planned = False
-        if self._mux.pending and self._transport is not None and not self.lost.is_set():
+        if self._mux.pending and self._transport is not None and self._drained.is_set() and not self.lost.is_set():
             self._transport.write(self._mux.take())
 
     # -- asyncio.Protocol -------------------------------------------------------------------------------------
@@ -245,6 +254,7 @@ class Channel(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The socket has drained."""
         self._drained.set()
+        self._flush()
 
     def data_received(self, data: bytes) -> None:
         """Take what the guest sent."""

@@ -415,6 +415,14 @@ class Notebook:
         )
         return [_turn(row) for row in reversed(found)]
 
+    def turns(self, conversation: str) -> int:
+        """Return how many finished turns a conversation has."""
+        (row,) = self._db.query(
+            "SELECT count(*) AS turns FROM turns WHERE agent_id = ? AND conversation = ? AND state <> ?",
+            (self._agent_id, conversation, TurnState.RUNNING),
+        )
+        return int(row["turns"])
+
     def steps(self, turn_id: str) -> list[StepRow]:
         """Return the steps of a turn in order."""
         return [_step(row) for row in self._db.query("SELECT * FROM steps WHERE turn_id = ? ORDER BY step", (turn_id,))]

@@ -102,6 +102,12 @@ class Child:
             self.kill()
         return await self.wait()
 
+    def close_stdin(self) -> None:
+        """End its standard input."""
+        if self.stdin is not None:
+            os.close(self.stdin)
+            self.stdin = None
+
     def log(self) -> str:
         """What it wrote to standard output and standard error: the first 16 KiB, the rest is dropped."""
         if self._log is None:
