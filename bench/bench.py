@@ -23,10 +23,8 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
-
-from floor import Floor
 
 from fireclaw import __version__
 from fireclaw.cli.client import Connection
@@ -35,6 +33,7 @@ from fireclaw.images import ImageStore
 from fireclaw.paths import Home
 from fireclaw.vmm.host import HostMemo, cpu_model, tsc_khz
 from fireclaw.wire.frames import FrameReader, Kind
+from floor import Floor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,7 +77,7 @@ class Bench:
         ]
         taken += [("warm_exec", _timed(lambda: self._exec(["/bin/true"]))) for _ in range(_WARM_A_ROUND)]
         loop = "i=0; while [ $i -lt {} ]; do /bin/true; i=$((i+1)); done"
-        one, many = (_timed(lambda n=n: self._exec(["/bin/sh", "-c", loop.format(n)])) for n in (1, 1 + _LOOPS))
+        one, many = (_timed(partial(self._exec, ["/bin/sh", "-c", loop.format(n)])) for n in (1, 1 + _LOOPS))
         taken.append(("guest_fork_exec", (many - one) / _LOOPS))
         if not discard:
             for name, sample in taken:
@@ -199,5 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from fireclaw.images import Image, Runtime
 
 _MEMORY_MIB = 256
+_MACHINE = "microvm,memory-backend=m0,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,auto-kernel-cmdline=off"
+_KERNEL_WORDS = (
+    "console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on "
+    "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd cryptomgr.notests"
+)
 _BOOT_SECONDS = 120
 _COMMAND_SECONDS = 60
 
@@ -40,16 +45,12 @@ class _Vm:
         self._process = subprocess.Popen(
             [
                 *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
-                "-M",
-                f"microvm,accel={accel},memory-backend=m0,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,"
-                "auto-kernel-cmdline=off",
+                *("-M", f"{_MACHINE},accel={accel}"),
                 *("-cpu", "host" if accel == "kvm" else SOFTWARE_CPU, "-smp", "1", "-m", f"{_MEMORY_MIB}M"),
                 "-object",
                 f"memory-backend-file,id=m0,size={_MEMORY_MIB}M,mem-path={folder}/memory,share={share}",
                 *("-kernel", str(kernel), "-initrd", f"{folder}/initrd"),
-                "-append",
-                f"console=ttyS0 quiet loglevel=3 tsc_early_khz={tsc_khz} tsc=reliable reboot=t panic=-1 "
-                "random.trust_cpu=on i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd cryptomgr.notests",
+                *("-append", f"{_KERNEL_WORDS} tsc_early_khz={tsc_khz} tsc=reliable"),
                 *("-serial", "null"),
                 *("-drive", f"if=none,id=d0,file={image},format=raw,readonly=on"),
                 *("-device", "virtio-blk-device,drive=d0", "-device", "virtio-serial-device"),
@@ -102,7 +103,7 @@ class Floor:
     """The floor's snapshot; use it as a context manager, then ``measure`` as often as needed."""
 
     def __init__(self, runtime: Runtime, image: Image, tsc_khz: int, accel: str) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="fireclaw-floor-", dir="/dev/shm"))  # noqa: S108 - as memory is
+        self._folder = Path(tempfile.mkdtemp(prefix="fireclaw-floor-", dir="/dev/shm"))
         self._kernel, self._image, self._tsc_khz, self._accel = runtime.kernel, image.root, tsc_khz, accel
         self._initrd = runtime.initrd
 

@@ -15,6 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NICK = "you"
 _LINE = re.compile(r":(?P<nick>[^! ]+)\S* (?P<command>\S+) (?P<target>\S+) ?:?(?P<text>.*)")
@@ -53,7 +57,7 @@ class Person:
         print(f"{target:>9} <{NICK}> {text}", flush=True)
         self.command(f"PRIVMSG {target} :{text}")
 
-    def wait(self, wanted: object, seconds: float) -> str:
+    def wait(self, wanted: Callable[[str, str, str], bool], seconds: float) -> str:
         """Show what is said until ``wanted(nick, command, text)``; return that text."""
         deadline = time.monotonic() + seconds
         while True:
@@ -68,7 +72,7 @@ class Person:
                 self.command("PONG" + line[4:])
             elif match := _LINE.match(line):
                 self._show(match)
-                if wanted(match["nick"], match["command"], match["text"]):  # type: ignore[operator]  # a callable
+                if wanted(match["nick"], match["command"], match["text"]):
                     return match["text"]
 
     def _show(self, match: re.Match[str]) -> None:
@@ -103,7 +107,7 @@ def show(status: dict[str, dict[str, str]]) -> None:
         person.say("#agents", f"{agent}: read the file /tmp/word.txt and tell me the word in it")
         answer = person.wait(lambda nick, _, text: nick == agent and word in text, _ANSWER_SECONDS)
         person.say("#agents", f"{agent}: what is the kernel version of your machine?")
-        person.wait(lambda nick, command, text: nick == agent and command == "PRIVMSG" and "6." in text, _ANSWER_SECONDS)
+        person.wait(lambda nick, _, text: nick == agent and "cloud-amd64" in text, _ANSWER_SECONDS)
     finally:
         person.say("#control", f"!destroy {agent}")
         person.wait(lambda nick, command, _: nick == "overseer" and command == "NOTICE", _JOIN_SECONDS)
@@ -130,10 +134,10 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave Fireclaw running afterwards")
     keep = parser.parse_args().keep
     began = time.monotonic()
-    fireclaw("setup")
-    fireclaw("up", "--detach")
-    status = json.loads(fireclaw("status", "--json"))
     try:
+        fireclaw("setup")
+        fireclaw("up", "--detach")
+        status = json.loads(fireclaw("status", "--json"))
         show(status)
     except (DemoError, OSError, subprocess.CalledProcessError) as error:
         print(f"bin/demo: {error}", file=sys.stderr)
@@ -149,7 +153,8 @@ def main() -> int:
             f"  server {irc['host']}, port {irc['port']}, password {irc['password']}, no TLS\n"
             f"  e.g. irssi -c {irc['host']} -p {irc['port']} -w {irc['password']} -n {NICK}\n"
             "  /join #agents            and talk: worker: hello\n"
-            f"  /oper {irc['operator']} PASSWORD   (in {irc['operator_password_file']}), then /join #control and !help\n"
+            f"  /oper {irc['operator']} PASSWORD   with the one in {irc['operator_password_file']};\n"
+            "                           then /join #control and type !help\n"
             "bin/fireclaw down stops it."
         )
     else:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from fireclaw.agents.engine import missing_end
+from fireclaw.irc.delivery import DroppedError
 from fireclaw.irc.message import Kind
 from fireclaw.store.agents import MessageKind, MessageState
 
@@ -112,13 +113,18 @@ class Speaker:
     async def _say(self, voice: Voice, row: MessageRow) -> None:
         sent = replace(row, state=MessageState.SENT)
         delivery = await voice.say(row.target, row.text, KINDS[row.kind], before_send=lambda: self._save([sent]))
-        await delivery.sent
+        try:
+            await delivery.sent
+        except DroppedError as error:
+            log.warning("%s was not heard: %s", self._name, error)
+            self._save(self._lost([row], "too much was waiting to be said"))
+            return
         self._own(self._confirm(sent, delivery), "confirmation")
 
     async def _confirm(self, row: MessageRow, delivery: Delivery) -> None:
         try:
             await delivery.confirmed
-        except ConnectionError:
+        except (ConnectionError, DroppedError):
             self._save(self._lost([row], "the connection broke"))
             self.wake()
         else:

@@ -57,7 +57,7 @@ class Office:
         self._rooms = rooms
         self.open = False
         self._irc = IrcServer(rooms.home, rooms.gate, rooms.config.irc.port)
-        self._templates = Templates.load()
+        self._templates = Templates.load(rooms.home.config / "templates")
         settings = rooms.config.model
         self._gateway = Gateway(
             ModelSettings(settings.base_url, settings.name, settings.api_key_file, settings.context),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from fireclaw.images.store import ImageStore
 from fireclaw.machines.machines import Machines
 from fireclaw.store.database import Database
 from fireclaw.store.hosts import Host, open_host
-from fireclaw.store.ledger import Ledger
+from fireclaw.store.ledger import Ledger, save_anchor
 from fireclaw.store.machines import MachineRows, ProcessRows
 from fireclaw.vmm.host import HostMemo
 from fireclaw.vmm.process import Gate, home_tag
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from fireclaw.config import Config
     from fireclaw.paths import Home
+
+_ANCHOR_S = 10.0  # at most so much of the ledger is lost with the host's power
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,29 @@ async def open_rooms(home: Home, config: Config) -> AsyncIterator[Rooms]:
     try:
         ledger = Ledger(home.ledger, clock=time.time)
         try:
-            yield _furnish(home, config, database, ledger)
+            rooms = _furnish(home, config, database, ledger)
+            anchoring = asyncio.create_task(_anchor_often(rooms), name="anchor the ledger")
+            try:
+                yield rooms
+            finally:
+                anchoring.cancel()
+                await asyncio.wait([anchoring])
+                _anchor(rooms)
         finally:
-            ledger.checkpoint()
             ledger.close()
     finally:
         database.close()
+
+
+async def _anchor_often(rooms: Rooms) -> None:
+    while True:
+        await asyncio.sleep(_ANCHOR_S)
+        _anchor(rooms)
+
+
+def _anchor(rooms: Rooms) -> None:
+    """Have the ledger on the disk, and its end known to the store: a cut end is then found."""
+    save_anchor(rooms.database, rooms.host.host_id, rooms.ledger.checkpoint())
 
 
 def _furnish(home: Home, config: Config, database: Database, ledger: Ledger) -> Rooms:

@@ -50,7 +50,7 @@ class Seat:
         self._nick = nick
         self._on_message = on_message
         self._overseer = overseer
-        self._freeing: asyncio.Task[None] | None = None
+        self._freeing: set[asyncio.Task[None]] = set()
         self._client = IrcClient(
             server, Identity(nick, "agent", f"{nick}, an agent of Fireclaw"), handler=self._on_event, channels=[AGENTS]
         )
@@ -64,9 +64,9 @@ class Seat:
 
     async def quit(self, reason: str) -> None:
         """Say goodbye and close."""
-        if self._freeing is not None:
-            self._freeing.cancel()
-            await asyncio.wait([self._freeing])
+        for task in self._freeing:
+            task.cancel()
+        await asyncio.gather(*self._freeing, return_exceptions=True)
         await self._client.quit(reason)
 
     def _on_event(self, event: Event) -> None:
@@ -75,7 +75,9 @@ class Seat:
         elif isinstance(event, Ready):
             self._client.mode(event.nick, "+B")
             if event.nick != self._nick and self._overseer is not None:
-                self._freeing = asyncio.create_task(self._free_nick(self._overseer), name=f"free {self._nick}")
+                task = asyncio.create_task(self._free_nick(self._overseer), name=f"free {self._nick}")
+                self._freeing.add(task)
+                task.add_done_callback(self._freeing.discard)
 
     async def _free_nick(self, overseer: Overseer) -> None:
         try:

@@ -49,6 +49,8 @@ class Workload:
         _prepare()
         self.pid = _fork_init()
         self._fds = [(os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in _NAMESPACES]
+        self._inside_uts = next(fd for fd, kind in self._fds if kind == linux.CLONE_NEWUTS)
+        self._outside_uts = os.open("/proc/self/ns/uts", os.O_RDONLY)
 
     def enter(self) -> None:
         """Move the calling thread into the namespaces; what it starts is inside, too."""
@@ -64,14 +66,11 @@ class Workload:
 
     def set_hostname(self, name: str) -> None:
         """Name the workload's UTS namespace; guestd itself is never inside it for longer than this."""
-        inside = next(fd for fd, kind in self._fds if kind == linux.CLONE_NEWUTS)
-        outside = os.open("/proc/self/ns/uts", os.O_RDONLY)
+        linux.setns(self._inside_uts, linux.CLONE_NEWUTS)
         try:
-            linux.setns(inside, linux.CLONE_NEWUTS)
             linux.sethostname(name)
-            linux.setns(outside, linux.CLONE_NEWUTS)
         finally:
-            os.close(outside)
+            linux.setns(self._outside_uts, linux.CLONE_NEWUTS)
 
 
 def _prepare() -> None:

@@ -109,7 +109,7 @@ class Call:
             self._record("model.call.failed", event | _failure(began, "cancelled", "the caller gave up"))
             raise
         self._usage += raw.usage
-        has_used_tools = any(message.tool_calls for message in request.messages)
+        has_used_tools = bool(self._request.tools) or any(message.tool_calls for message in request.messages)
         verdict = judge(raw, request.tools, f"{request.call_id}-{attempt}", has_used_tools=has_used_tools)
         self._record("model.call.done", event | _result(began, raw, verdict))
         return verdict, raw.model or server.model

@@ -170,7 +170,9 @@ class Machines:
 
     def _find(self, image: str) -> tuple[Runtime, Image]:
         """Find runtime and image, after building what can be built; a user's first command needs no setup."""
-        runtime = self._images.build_runtime(self._say)
+        runtime = self._images.find_runtime()
+        if runtime is None or not self._is_sound(runtime):
+            runtime = self._images.build_runtime(self._say)
         try:
             found = self._images.find_image(image)
         except NotFoundError:
@@ -179,6 +181,13 @@ class Machines:
             found = self._images.build_image(image, self._say)
         self._images.verify(found)
         return runtime, found
+
+    def _is_sound(self, runtime: Runtime) -> bool:
+        try:
+            self._images.verify(runtime)
+        except CorruptError:
+            return False
+        return True
 
     def _record(
         self,
@@ -443,7 +452,7 @@ class Machines:
                 removed.append(f"folder {folder.name}")
         rows = self._rows.all()
         in_use = {row.image for row in rows} | {row.runtime for row in rows}
-        removed += await asyncio.to_thread(self._images.prune, in_use)
+        removed += [f"runtime or image {name[:12]}" for name in await asyncio.to_thread(self._images.prune, in_use)]
         removed += await asyncio.to_thread(self._prune_snapshots)
         return removed
 
