@@ -1,0 +1,135 @@
+"""Homes of their own for tests that kill, prune and damage: the built files are links, so nobody else loses any."""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import sqlite3
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import conftest
+from conftest import Cli, assert_nothing_left
+from images_home import built, shared_home
+
+from fireclaw.cli.start import request
+from fireclaw.paths import Home
+from fireclaw.vmm.process import home_tag
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+Found = TypeVar("Found")
+_POLL_S = 0.05
+
+
+@contextmanager
+def private_home() -> Iterator[Home]:
+    """A home with a short path and the built runtime, image and snapshots; no process of it is left afterwards."""
+    built()
+    base = Path(tempfile.mkdtemp(prefix="fct-"))
+    base.chmod(0o700)
+    shared = shared_home().data
+    for name in ("images", "runtimes", "snapshots"):
+        (shared / name).mkdir(exist_ok=True)
+        shutil.copytree(shared / name, base / name, copy_function=_link, ignore=shutil.ignore_patterns("tmp-*", ".*"))
+    try:
+        yield Home(base, base / "run", base)
+        assert_nothing_left(base)
+    finally:
+        shutil.rmtree(base)
+
+
+def _link(source: str, target: str) -> None:
+    """Share a file; the store replaces its files and never changes one."""
+    try:
+        os.link(source, target)
+    except OSError:  # another file system
+        shutil.copy2(source, target)
+
+
+@contextmanager
+def command_line(home: Home) -> Iterator[Cli]:
+    """The command line on a home; everything is down afterwards, and nothing of a machine is left."""
+    cli = Cli(home)
+    try:
+        yield cli
+    finally:
+        done = cli("down")
+    assert done.returncode == 0, done.stderr.decode()
+    if home.ledger.exists():
+        for entry in cli.ledger():
+            if entry.type == "machine.made":
+                conftest._guests[str(entry.data["how"])] += 1
+    assert leftovers(home) == []
+
+
+def leftovers(home: Home) -> list[Path]:
+    """What machines left in the run folder: sockets and folders."""
+    found = list(home.machines.iterdir()) if home.machines.exists() else []
+    return found + [path for path in home.run.glob("*") if path.is_socket()]
+
+
+def api(home: Home, method: str, target: str, body: bytes = b"") -> Any:
+    """Ask the running daemon's API; returns the answer's JSON.
+
+    Raises:
+        FireclawError: the daemon's refusal.
+    """
+    with request(home, method, target, body, start=False) as connection:
+        return connection.read_json()
+
+
+def make_machine(cli: Cli, name: str) -> dict[str, Any]:
+    """Make a machine with a name."""
+    assert cli("ps").returncode == 0  # which starts the daemon
+    made: dict[str, Any] = api(cli.home, "POST", "/v1/machines", b'{"name": "%s"}' % name.encode())
+    return made
+
+
+def vmms(home: Home) -> dict[int, str]:
+    """The VMMs of a home that run: machine id by pid."""
+    mark = f"fireclaw-{home_tag(home.data)}-".encode()
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue  # it ended while we looked
+            found |= {int(entry.name): word.removeprefix(mark).decode() for word in words if word.startswith(mark)}
+    return found
+
+
+def rows(home: Home, query: str) -> list[tuple[Any, ...]]:
+    """Ask the store behind the daemon's back, or change it."""
+    with sqlite3.connect(home.database, timeout=10) as connection:
+        found = connection.execute(query).fetchall()
+    connection.close()
+    return found
+
+
+def kill(pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Signal a process, and wait until it has ended."""
+    process = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(process, number)
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        assert poll.poll(30_000), f"process {pid} does not end"
+    finally:
+        os.close(process)
+
+
+def until(look: Callable[[], Found], what: str, *, seconds: float = 30.0) -> Found:
+    """Look again and again until there is something to see, and return it."""
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(_POLL_S)
+    return found
