@@ -10,7 +10,7 @@ say() { printf '%s\n' "$*" >&2; }
 # need_packages KIND...: install the system packages of these kinds that are missing.
 # The list is the product's own, src/fireclaw/data/system-packages.txt: package, probe, kind, why.
 need_packages() {
-    local missing=() package probe kind _why
+    local missing=() package probe kind _why PATH=$PATH:/usr/sbin:/sbin
     while read -r package probe kind _why; do
         case " $* " in *" $kind "*) ;; *) continue ;; esac
         case $probe in

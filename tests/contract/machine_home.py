@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import shutil
@@ -13,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import conftest
-from conftest import Cli, assert_nothing_left
 from images_home import built, shared_home
 
+import conftest
+from conftest import Cli, assert_nothing_left
 from fireclaw.cli.start import request
 from fireclaw.paths import Home
 from fireclaw.vmm.process import home_tag
@@ -26,23 +27,40 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 _POLL_S = 0.05
+_BUILT = ("images", "runtimes", "snapshots")
 
 
 @contextmanager
 def private_home() -> Iterator[Home]:
-    """A home with a short path and the built runtime, image and snapshots; no process of it is left afterwards."""
+    """A home with a short path and the built runtime, image and snapshot; no process of it is left afterwards."""
+    _have_snapshot()
+    with _short_home() as home:
+        for name in _BUILT:
+            source = shared_home().data / name
+            ignore = shutil.ignore_patterns("tmp-*", ".*")
+            shutil.copytree(source, home.data / name, copy_function=_link, ignore=ignore)
+        yield home
+        assert_nothing_left(home.data)
+
+
+@functools.cache
+def _have_snapshot() -> None:
+    """Have the shared home's snapshot made, so that no private home needs to: that takes a boot."""
     built()
-    base = Path(tempfile.mkdtemp(prefix="fct-"))
-    base.chmod(0o700)
-    shared = shared_home().data
-    for name in ("images", "runtimes", "snapshots"):
-        (shared / name).mkdir(exist_ok=True)
-        shutil.copytree(shared / name, base / name, copy_function=_link, ignore=shutil.ignore_patterns("tmp-*", ".*"))
-    try:
-        yield Home(base, base / "run", base)
-        assert_nothing_left(base)
-    finally:
-        shutil.rmtree(base)
+    with _short_home() as home:
+        for name in _BUILT:
+            source = shared_home().data / name
+            source.mkdir(exist_ok=True)
+            (home.data / name).symlink_to(source)
+        with command_line(home) as cli:
+            done = cli("run", "--", "true")
+            assert done.returncode == 0, done.stderr.decode()
+
+
+@contextmanager
+def _short_home() -> Iterator[Home]:
+    with tempfile.TemporaryDirectory(prefix="fct-", dir="/tmp") as folder:
+        yield Home(Path(folder), Path(folder) / "run", Path(folder))
 
 
 def _link(source: str, target: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING
 import pytest
 from api_office import FAKE_DAEMON, CommandLine, daemon_pid, served_office, startable_home, stop_process
 
+from fireclaw.daemon import process as daemon_process
 from fireclaw.daemon.process import wait_idle
+from fireclaw.errors import ConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,6 +100,22 @@ async def test_second_daemon_is_refused(line: CommandLine) -> None:
     assert f"another daemon (pid {pid}) runs on {line.home.data}" in err.decode()
     assert (await line.call("run", "--", "cat"))[0] == 0
     assert daemon_pid(line.home) == pid
+
+
+def test_a_daemon_that_does_not_end_is_named(line: CommandLine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock whose holder neither answers nor leaves is an error that names the holder and the next step."""
+    monkeypatch.setattr(daemon_process, "_LEAVING_S", 0.1)
+    line.home.make()
+    with line.home.lock.open("w") as lock:
+        lock.write("4711\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        with pytest.raises(ConflictError) as refused:
+            daemon_process._hold_daemon_lock(line.home)
+
+        assert refused.value.message == "the daemon before this one (pid 4711) does not end"
+        assert "kill -9 4711" in refused.value.hint
 
 
 async def test_killed_daemon_is_replaced(line: CommandLine) -> None:

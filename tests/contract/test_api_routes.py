@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,6 +18,8 @@ from fireclaw.errors import ConflictError, FireclawError, InvalidError, NotFound
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+DOCS = (Path(__file__).parents[2] / "docs/api.md").read_text()
 
 
 @pytest.fixture
@@ -121,6 +125,17 @@ async def test_refusals(office: Office, request_line: str, body: bytes, kind: ty
         await ask(office, method, target, body)
 
     assert reason in refused.value.message
+
+
+async def test_docs_name_every_route(office: Office) -> None:
+    """docs/api.md has a row for each route, and no other."""
+    routes = {
+        f"{method} {route.path.replace('{name:path}', 'NAME')}"
+        for route in office.api._routes()
+        for method in (route.methods or set()) - {"HEAD"}
+    }
+
+    assert set(re.findall(r"^\| `((?:GET|POST|DELETE) [^`]+)` \|", DOCS, flags=re.MULTILINE)) == routes
 
 
 async def test_machines_come_and_go(office: Office) -> None:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,9 +46,9 @@ class Office:
         """Its home."""
         return self.cli.home
 
-    @property
+    @cached_property
     def irc(self) -> dict[str, Any]:
-        """What a person needs to join."""
+        """What a person needs to join; stays the same over a restart of the daemon."""
         irc: dict[str, Any] = self.cli.json("status", "--json")["irc"]
         return irc
 

@@ -34,7 +34,7 @@ RULES = [
     Rule(call("run_command", command="cat /tmp/word.txt"), user="read the word", results=0),
     Rule(f"the word is {WORD}", user="read the word", last=WORD, results=1),
     Rule("there is no such word", user="read the word", results=1),
-    Rule(call("run_command", command="until rm /tmp/go 2>/dev/null; do sleep 0.1; done"), user="wait", results=0),
+    Rule(call("run_command", command="until rm ~/go 2>/dev/null; do sleep 0.1; done"), user="wait", results=0),
     Rule("that took a while", user="wait", results=1),
     Rule(call("run_command", command="echo crane > ~/note"), user="note it", results=0),
     Rule("noted, crane", user="note it", results=1),
@@ -177,7 +177,7 @@ def test_a_question_during_a_turn_waits_for_it(office: Office, ann: Ii, bob: Ii,
     bob.say("#agents", f"{worker}: hello")
     assert ann.wait("#agents", "notice", "^bob: ").text == "bob: noted, you are next; I am still at work for ann"
     assert bob.wait("#agents", "notice", "^bob: ").text.startswith("bob: noted")
-    assert office.cli("exec", worker, "--", "touch", "/tmp/go").returncode == 0
+    assert office.cli("exec", worker, "--", "touch", "/home/agent/go").returncode == 0
     first = ann.wait("#agents", "said", "", nick=worker)
     second = ann.wait("#agents", "said", "", nick=worker)
     assert (first.text, second.text) == ("ann: that took a while", "bob: hello there")
@@ -232,7 +232,7 @@ def test_agents_do_not_answer_each_other(office: Office, ann: Ii, worker: str) -
     machine = office.machine_of("ada")
     ann.say("#control", "!destroy ada")
     ann.wait("#control", "notice", "^ada is gone$")
-    ann.wait("#agents", "news", r"^ada\(\S+\) has quit")
+    ann.wait("", "news", r"^ada\(\S+\) has quit")
     until(lambda: all(each["id"] != machine for each in _machines(office)), "the machine is gone")
     assert [entry.data["by"] for entry in office.entries("agent.destroyed")] == ["ann"]
 
@@ -269,7 +269,7 @@ def test_a_new_daemon_goes_on_with_its_agents(office: Office, ann: Ii, worker: s
     assert ann.ask(worker, "note it") == "noted, crane"
     pid = office.cli.daemon_pid
     os.kill(pid, signal.SIGTERM)
-    assert "restarting" in ann.wait("#agents", "news", rf"^{worker}\(\S+\) has quit").text
+    assert "restarting" in ann.wait("", "news", rf"^{worker}\(\S+\) has quit").text
     with office.person(worker) as squatter:
         squatter.join("#agents")
         assert office.cli("ps").returncode == 0
@@ -345,4 +345,4 @@ def _machines(office: Office) -> list[dict[str, Any]]:
 
 
 def _waiting() -> str:
-    return '{"command": "until rm /tmp/go 2>/dev/null; do sleep 0.1; done"}'
+    return '{"command": "until rm ~/go 2>/dev/null; do sleep 0.1; done"}'

@@ -22,7 +22,7 @@ def test_every_line_of_the_list_is_whole() -> None:
 
     assert {"qemu-system-x86", "mmdebstrap", "ngircd", "squashfs-tools"} <= {package.name for package in packages}
     assert len({package.name for package in packages}) == len(packages)
-    assert {package.when for package in packages} == {"host", "person", "test"}
+    assert {package.when for package in packages} == {"host", "person", "checkout", "test", "bench"}
     assert all(package.probe and package.why for package in packages)
 
 
@@ -61,7 +61,6 @@ def test_what_only_some_need_is_missing_only_for_them(monkeypatch: pytest.Monkey
     monkeypatch.setattr(host, "has_program", lambda _: False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert {package.when for package in missing_packages()} == {"host"}
-    assert {package.when for package in missing_packages(tests=True)} == {"host", "test"}
 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert {package.when for package in missing_packages()} == {"host", "person"}
@@ -71,4 +70,4 @@ def test_nothing_is_missing_where_everything_is_there(monkeypatch: pytest.Monkey
     """A host that has it all is told nothing."""
     monkeypatch.setattr(host, "has_program", lambda _: True)
 
-    assert missing_packages(tests=True) == []
+    assert missing_packages() == []

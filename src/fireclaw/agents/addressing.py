@@ -1,7 +1,7 @@
 """When a line of chat is for an agent, and what of it. Sans-I/O.
 
 A private line always is. In a channel it must begin with the nick (``worker: …``, ``worker, …``, ``@worker …``) or
-mention it as a whole word. A NOTICE never is (RFC 1459 4.4.2: nobody answers one), nor what a bot or one of our own
+mention it as a whole word; a command for the overseer mentions it without being for it. A NOTICE never is (RFC 1459 4.4.2: nobody answers one), nor what a bot or one of our own
 agents says: two programs that answer each other never stop.
 """
 
@@ -12,6 +12,7 @@ import string
 from typing import TYPE_CHECKING
 
 from fireclaw.irc.message import Kind, fold
+from fireclaw.irc.verbs import is_command
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -40,7 +41,7 @@ def addressed_text(message: Message, nick: str, ours: Container[str]) -> str | N
         return text[address.end() :] or text
     if message.is_private:
         return text
-    if message.kind is Kind.ACTION:
-        return None  # "* alice hugs worker" speaks about it, not to it
+    if message.kind is Kind.ACTION or is_command(text):
+        return None  # "* alice hugs worker" and "!destroy worker" speak about it, not to it
     mention = re.search(rf"(?<![{_NICK_CHARACTERS}]){name}(?![{_NICK_CHARACTERS}])", folded)
     return text if mention else None

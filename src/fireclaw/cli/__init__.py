@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except OSError as error:
-        return _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
     except Exception:  # noqa: BLE001 - a traceback's usual status, 1, would pass for the command's own
         sys.excepthook(*sys.exc_info())
         return _fail("this is a mistake in Fireclaw; please report it with the lines above")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -53,8 +52,6 @@ _STATUS: Final = {
     "model": 502,
     "irc": 502,
 }
-
-log = logging.getLogger(__name__)
 
 
 class Supervisor(Protocol):

@@ -23,7 +23,7 @@ class SystemPackage:
     Attributes:
         name: the package.
         probe: a command on PATH or an absolute path; the package is there when it exists.
-        when: ``host``, ``person`` (not needed by root) or ``test``.
+        when: ``host``, ``person`` (not needed by root), or what of a checkout needs it.
         why: what Fireclaw does with it, for people.
     """
 
@@ -45,17 +45,9 @@ def system_packages() -> list[SystemPackage]:
     return [SystemPackage(*row) for row in rows]
 
 
-def missing_packages(*, tests: bool = False) -> list[SystemPackage]:
-    """Return what this host lacks for this user.
-
-    Args:
-        tests: whether what only the test suite needs counts.
-    """
-    wanted = {"host"}
-    if os.geteuid() != 0:
-        wanted.add("person")
-    if tests:
-        wanted.add("test")
+def missing_packages() -> list[SystemPackage]:
+    """Return what this host lacks for this user."""
+    wanted = {"host"} if os.geteuid() == 0 else {"host", "person"}
     return [package for package in system_packages() if package.when in wanted and not package.present]
 
 
