@@ -187,7 +187,7 @@ def main() -> None:
     images = ImageStore(home)
     runtime = images.find_runtime()
     assert runtime is not None
-    with Floor(runtime, images.find_image("debian"), tsc_khz(HostMemo(home.data / "host.json")), accel) as floor:
+    with Floor(runtime, images.find_image("debian"), tsc_khz(HostMemo(home.memo)), accel) as floor:
         bench = Bench(home, floor)
         bench.run(options.rounds)
     result = report(bench.samples, accel)

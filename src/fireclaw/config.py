@@ -70,8 +70,7 @@ class ImagesConfig(_Section):
 class IrcConfig(_Section):
     """The managed IRC server."""
 
-    host: str = Field(default="127.0.0.1", min_length=1, description="The address that the IRC server listens on.")
-    port: int = Field(default=6667, ge=0, le=65535, description="Its port; 0 picks a free one.")
+    port: int = Field(default=6667, ge=0, le=65535, description="Its port on the loopback; 0 picks a free one.")
 
 
 class ModelConfig(_Section):
@@ -91,7 +90,7 @@ class ModelConfig(_Section):
     api_key_file: AbsolutePath | None = Field(
         default=None, description="A file that holds the server's key and nothing else."
     )
-    context: int = Field(default=8192, ge=1024, le=1 << 20, description="Context of one call, in tokens.")
+    context: int = Field(default=4096, ge=1024, le=1 << 20, description="Context of one call, in tokens.")
 
 
 class DaemonConfig(_Section):

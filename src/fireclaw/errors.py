@@ -22,7 +22,6 @@ Every message is *the thing, the reason*; ``hint`` is *the next step* where we k
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,6 +68,8 @@ class NotFoundError(FireclawError):
             name: what the user wrote.
             known: the names that exist.
         """
+        import difflib  # noqa: PLC0415 - the hot path of the command line never gets here
+
         names = sorted(known)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         if near:

@@ -113,7 +113,7 @@ def make_machine(cli: Cli, name: str) -> dict[str, Any]:
 def vmms(home: Home) -> dict[int, str]:
     """The VMMs of a home that run: machine id by pid."""
     mark = f"fireclaw-{home_tag(home.data)}-".encode()
-    found = {}
+    found: dict[int, str] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:

@@ -17,6 +17,8 @@ from fireclaw.llm import catalogue
 from fireclaw.llm.embedded import total_memory
 from fireclaw.llm.fetch import model_path
 from fireclaw.paths import Home
+from fireclaw.vmm.accel import Verdict
+from fireclaw.vmm.base import Accel
 from fireclaw.vmm.host import HostMemo, boot_id
 
 if TYPE_CHECKING:
@@ -100,7 +102,7 @@ def test_open_folders_are_found(home: Home, mode: int, state: State) -> None:
 
 def test_kvm_tells_the_kept_verdict(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a booted machine has shown counts until the host starts anew; without it KVM is only a hope."""
-    monkeypatch.setattr(doctor, "find_obstacle", lambda: "")
+    monkeypatch.setattr(doctor, "find_obstacle", lambda: None)
     memo = HostMemo(home.data / "host.json")
     hope = find(home, "kvm")
     memo.put("accel", {"accel": "tcg", "reason": "a guest hangs", "boot_id": boot_id()})
@@ -113,7 +115,7 @@ def test_kvm_tells_the_kept_verdict(home: Home, monkeypatch: pytest.MonkeyPatch)
 
 def test_kvm_that_is_insisted_on_must_be_there(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """An obstacle is a warning under ``auto``, a failure under ``kvm``, and of no interest under ``tcg``."""
-    monkeypatch.setattr(doctor, "find_obstacle", lambda: "it is closed (remedy: open it)")
+    monkeypatch.setattr(doctor, "find_obstacle", lambda: Verdict(Accel.TCG, "it is closed", "open it"))
     found = {}
     for accel in ("auto", "kvm", "tcg"):
         monkeypatch.setenv("FIRECLAW_MACHINE_ACCEL", accel)

@@ -29,11 +29,11 @@ def test_no_file_is_the_defaults(home: Home) -> None:
 
 def test_environment_wins_over_file_wins_over_default(home: Home) -> None:
     """A variable beats the file, the file beats the default, key by key."""
-    home.config_file.write_text('[irc]\nport = 7000\nhost = "::1"\n[model]\napi_key_file = "/key"\n')
+    home.config_file.write_text('[irc]\nport = 7000\n[model]\nname = "m"\n\napi_key_file = "/key"\n')
 
     config = load_config(home, {"FIRECLAW_IRC_PORT": "0", "FIRECLAW_MACHINE_ACCEL": "tcg", "FIRECLAW_HOME": "/x"})
 
-    assert (config.irc.port, config.irc.host) == (0, "::1")
+    assert (config.irc.port, config.model.name) == (0, "m")
     assert config.machine.accel == "tcg"
     assert config.machine.memory_mib == 256
     assert config.model.api_key_file == Path("/key")
@@ -47,7 +47,7 @@ def test_environment_wins_over_file_wins_over_default(home: Home) -> None:
         ("port = 1", "line 1: unknown section [port]", "known: machine, images, irc, model, daemon"),
         ("irc.prot = 1", "line 1: unknown key 'irc.prot'", "did you mean 'port'?"),
         ("\nirc = {prot = 1}", "line 2: unknown key 'irc.prot'", "did you mean 'port'?"),
-        ("[irc]\n'zzz' = 1", "line 2: unknown key 'irc.zzz'", "known: host, port"),
+        ("[irc]\n'zzz' = 1", "line 2: unknown key 'irc.zzz'", "known: port"),
         ("[irc.port]\nx = 1", "line 1: irc.port must be a valid integer", ""),
         ("irc = 5", "line 1: irc must be a section: [irc]", ""),
         ("[model]\nname='a'\n[irc]\nport = '1'", "line 4: irc.port must be a valid integer, not '1'", ""),

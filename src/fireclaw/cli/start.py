@@ -114,7 +114,7 @@ def _start(home: Home) -> None:
 
 
 def _take_start_lock(home: Home) -> int:
-    path = home.run / "start.lock"
+    path = home.start_lock
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -20,12 +20,13 @@ from fireclaw.config import load_config
 from fireclaw.errors import FireclawError
 from fireclaw.images.host import install_command, missing_packages
 from fireclaw.images.store import ImageStore
+from fireclaw.irc.ngircd import LOOPBACK
 from fireclaw.llm import catalogue
 from fireclaw.llm.embedded import total_memory
 from fireclaw.llm.fetch import model_path
-from fireclaw.vmm.accel import find_obstacle
+from fireclaw.vmm.accel import find_obstacle, find_verdict
 from fireclaw.vmm.base import Accel
-from fireclaw.vmm.host import HostMemo, boot_id
+from fireclaw.vmm.host import HostMemo
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,14 +102,13 @@ def _check_kvm(home: Home) -> tuple[State, str, str]:
     if wanted == "tcg":
         return State.OK, "not used: the settings ask for the software CPU", ""
     if obstacle := find_obstacle():
-        reason, _, remedy = obstacle.removesuffix(")").partition(" (remedy: ")
-        return State.FAIL if wanted == "kvm" else State.WARN, reason, remedy
-    verdict = HostMemo(home.data / "host.json").get("accel") or {}  # kept by fireclaw.vmm.accel
-    if verdict.get("boot_id") != boot_id():
+        return State.FAIL if wanted == "kvm" else State.WARN, obstacle.reason, obstacle.remedy
+    verdict = find_verdict(HostMemo(home.memo))
+    if verdict is None:
         return State.OK, "it is tried with the first machine", ""
-    if verdict["accel"] == Accel.KVM:
+    if verdict.accel is Accel.KVM:
         return State.OK, "a machine has booted on it", ""
-    return State.WARN, verdict["reason"], "use a host, or a virtual machine, whose KVM works"
+    return State.WARN, verdict.reason, "use a host, or a virtual machine, whose KVM works"
 
 
 def _check_settings(home: Home) -> tuple[State, str, str]:
@@ -188,11 +188,11 @@ def _check_port(home: Home) -> tuple[State, str, str]:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((settings.host, settings.port))
+            probe.bind((LOOPBACK, settings.port))
         except OSError as error:
-            reason = f"{settings.host}:{settings.port}: {error.strerror}"
+            reason = f"{LOOPBACK}:{settings.port}: {error.strerror}"
         else:
-            return State.OK, f"{settings.host}:{settings.port} is free", ""
+            return State.OK, f"{LOOPBACK}:{settings.port} is free", ""
     if pid := _find_our_ngircd(home):
         return State.OK, f"our IRC server (pid {pid}) has it", ""
     return State.FAIL, reason, "set another port in [irc], or 0; FIRECLAW_IRC_PORT does it for once"

@@ -131,7 +131,7 @@ def _hold_start_lock(home: Home, inherited: int | None) -> int:
     if inherited is not None:
         os.set_inheritable(inherited, False)
         return inherited
-    return _open_lock(home.run / "start.lock", fcntl.LOCK_EX)
+    return _open_lock(home.start_lock, fcntl.LOCK_EX)
 
 
 def _hold_daemon_lock(home: Home) -> int:

@@ -88,7 +88,7 @@ def _furnish(home: Home, config: Config, database: Database, ledger: Ledger) -> 
         rows=MachineRows(database, host),
         gate=gate,
         images=images,
-        memo=HostMemo(home.data / "host.json"),
+        memo=HostMemo(home.memo),
         accel=config.machine.accel,
         memory_mib=config.machine.memory_mib,
         vcpus=config.machine.vcpus,

@@ -313,7 +313,7 @@ class Machines:
 
         verdict = await prove_accel(self._memo, boot)
         if verdict.reason:
-            self._say(verdict.reason)
+            self._say(f"{verdict.reason} (remedy: {verdict.remedy})" if verdict.remedy else verdict.reason)
         return verdict.accel
 
     # -- ending -----------------------------------------------------------------------------------------------

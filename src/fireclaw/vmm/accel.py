@@ -35,11 +35,13 @@ class Verdict:
 
     Attributes:
         accel: the accelerator to use.
-        reason: why KVM is not used, one line for people with the remedy where there is one; empty where it is.
+        reason: why KVM is not used, one line for people; empty where it is.
+        remedy: what to do about it, where we know.
     """
 
     accel: Accel
     reason: str = ""
+    remedy: str = ""
 
 
 async def prove_accel(
@@ -55,13 +57,18 @@ async def prove_accel(
         deadline_s: how long the guest may take.
     """
     if obstacle := find_obstacle(device):
-        return Verdict(Accel.TCG, obstacle)  # not kept: what is in the way may be gone at the next start
-    kept = memo.get(_KEY) or {}
-    if kept.get("boot_id") == boot_id():
-        return Verdict(Accel(kept["accel"]), kept["reason"])
+        return obstacle  # not kept: what is in the way may be gone at the next start
+    if kept := find_verdict(memo):
+        return kept
     verdict = await _try(boot, deadline_s)
     memo.put(_KEY, {"accel": verdict.accel, "reason": verdict.reason, "boot_id": boot_id()})
     return verdict
+
+
+def find_verdict(memo: HostMemo) -> Verdict | None:
+    """What was found out in this boot of the host; None if nothing was tried yet."""
+    kept = memo.get(_KEY) or {}
+    return Verdict(Accel(kept["accel"]), kept["reason"]) if kept.get("boot_id") == boot_id() else None
 
 
 async def _try(boot: Callable[[], Awaitable[None]], deadline_s: float) -> Verdict:
@@ -75,25 +82,25 @@ async def _try(boot: Callable[[], Awaitable[None]], deadline_s: float) -> Verdic
     return Verdict(Accel.KVM)
 
 
-def find_obstacle(device: Path = KVM) -> str:
-    """Why the device cannot even be tried, one line with the remedy; empty if it can.
+def find_obstacle(device: Path = KVM) -> Verdict | None:
+    """Why the device cannot even be tried; None if it can.
 
     As root we could always open it, but the VMMs run under user ids of their own, with its group and no more.
     """
     try:
         status = device.stat()
     except FileNotFoundError:
-        return f"this host has no {device}: {_SLOWER} (remedy: sudo modprobe kvm_intel, or kvm_amd)"
+        return Verdict(Accel.TCG, f"this host has no {device}: {_SLOWER}", "sudo modprobe kvm_intel, or kvm_amd")
     root = os.geteuid() == 0
     to_all = status.st_mode & 0o006 == 0o006
     if to_all or (root and _open_to_group(status)) or (not root and os.access(device, os.R_OK | os.W_OK)):
-        return ""
+        return None
     user = "machines, which do not run as root" if root else pwd.getpwuid(os.geteuid()).pw_name
     if _open_to_group(status):
         remedy = f"sudo usermod -aG {_group_name(status.st_gid)} {user}, then log in again"
     else:
         remedy = f"sudo chgrp kvm {device} && sudo chmod 660 {device}"
-    return f"{device} is closed to {user}: {_SLOWER} (remedy: {remedy})"
+    return Verdict(Accel.TCG, f"{device} is closed to {user}: {_SLOWER}", remedy)
 
 
 def _open_to_group(status: os.stat_result) -> bool:
