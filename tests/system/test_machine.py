@@ -14,11 +14,11 @@ from exec_rules import run, sh
 from fireclaw.errors import ChannelLostError, NotFoundError
 from fireclaw.machines import calls
 from fireclaw.machines.calls import Exec
+from fireclaw.machines.channel import Channel
 from fireclaw.store.machines import Purpose
 
 if TYPE_CHECKING:
     from fireclaw.daemon.rooms import Rooms
-    from fireclaw.machines.channel import Channel
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -135,6 +135,19 @@ async def test_commands_that_are_started_before_the_first_answer_run_after_the_i
     machine = await rooms.machines.create(Purpose.NAMED, name="early")
     assert await sh(machine.channel, "hostname") == (0, b"early\n", b"")
     await machine.settled()
+
+
+async def test_a_session_that_breaks_off_in_the_middle_is_followed_by_a_clean_one(rooms: Rooms) -> None:
+    """After abrupt reconnects in the middle of bulk output each new session works, and old commands are dead."""
+    machine = await rooms.machines.create(Purpose.NAMED, name="box")
+    await machine.settled()
+    await machine.channel.aclose()
+    for _ in range(5):
+        channel = await Channel.open(machine.vm.open_channel(), bytes.fromhex(machine.row.magic))
+        assert await sh(channel, "pgrep -c yes") == (1, b"0\n", b"")
+        execution = await calls.start(channel, Exec(["yes"]))
+        await anext(execution.output())
+        await channel.aclose()
 
 
 async def _until_gone(rooms: Rooms) -> None:

@@ -41,6 +41,8 @@ def log_to_stderr() -> None:
 def _set_up(handler: logging.Handler) -> None:
     handler.setFormatter(logging.Formatter(_FORMAT))
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+    # The model's client logs each request; the ledger has it with all that matters.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class _StdioFileHandler(RotatingFileHandler):

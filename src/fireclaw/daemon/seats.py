@@ -104,7 +104,7 @@ class MachineHands:
     async def run(self, command: str, *, timeout_s: float) -> CommandResult:
         """Run a shell command as the user ``agent``, with no_new_privs and an empty bounding set."""
         call = Exec(["/bin/sh", "-c", command], user=_USER, confined=True)
-        output = {FrameKind.STDOUT: _Kept(), FrameKind.STDERR: _Kept()}
+        output = {FrameKind.STDOUT: Kept(), FrameKind.STDERR: Kept()}
         with recorded(self._ledger, self.machine_id, call.argv, self._agent) as event:
             execution = await self._machine.start(call)
             try:
@@ -124,7 +124,7 @@ class MachineHands:
         )
 
 
-async def _collect(execution: Execution, output: dict[FrameKind, _Kept]) -> int:
+async def _collect(execution: Execution, output: dict[FrameKind, Kept]) -> int:
     async for kind, data in execution.output():
         output[kind].add(data)
     if execution.exit is None:
@@ -134,20 +134,21 @@ async def _collect(execution: Execution, output: dict[FrameKind, _Kept]) -> int:
     return execution.exit.status
 
 
-class _Kept:
-    """The head and the tail of a stream of any length."""
+class Kept:
+    """The head and the tail of a stream of any length: ``half`` bytes of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, half: int = _HALF) -> None:
+        self._half = half
         self._head = bytearray()
         self._tail = bytearray()
         self._dropped = 0
 
     def add(self, data: bytes) -> None:
         """Take more."""
-        room = _HALF - len(self._head)
+        room = self._half - len(self._head)
         self._head += data[:room]
         self._tail += data[room:] if room < len(data) else b""
-        excess = len(self._tail) - _HALF
+        excess = len(self._tail) - self._half
         if excess > 0:
             del self._tail[:excess]
             self._dropped += excess
