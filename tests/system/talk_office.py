@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -79,14 +80,20 @@ class Office:
 
         return until(look, f"{agent} has a machine", seconds=60)
 
+    def children(self, role: str = "%") -> list[int]:
+        """The processes that the daemon made: all, or those of a role (``vmm``, ``ngircd``)."""
+        with closing(sqlite3.connect(self.home.database)) as store:
+            found = store.execute("SELECT pid FROM processes WHERE role LIKE ? AND state = 'started'", (role,))
+            return [pid for (pid,) in found]
+
 
 @contextmanager
-def short_home(prefix: str = "fct-") -> Iterator[Home]:
-    """A home of its own: short, so that socket paths fit, with the shared images and snapshots."""
+def short_home(shares: Sequence[str]) -> Iterator[Home]:
+    """A home of its own: short, so that socket paths fit; it shares these folders with all tests."""
     built()
-    base = Path(tempfile.mkdtemp(prefix=prefix))
+    base = Path(tempfile.mkdtemp(prefix="fct-"))
     shared = shared_home().data
-    for name in ("images", "runtimes", "snapshots"):
+    for name in shares:
         (shared / name).mkdir(exist_ok=True)
         (base / name).symlink_to(shared / name)
     try:
@@ -97,15 +104,22 @@ def short_home(prefix: str = "fct-") -> Iterator[Home]:
 
 
 @contextmanager
-def furnished(rules: Sequence[Rule], *, key: str = "key", **environment: str) -> Iterator[Office]:
+def furnished(
+    rules: Sequence[Rule],
+    *,
+    key: str = "key",
+    shares: Sequence[str] = ("images", "runtimes", "snapshots"),
+    **environment: str,
+) -> Iterator[Office]:
     """An office that is not open yet; everything is down afterwards.
 
     Args:
         rules: what its model says.
         key: the model server's.
+        shares: the folders that its home shares with those of all tests.
         environment: what the daemon finds in its environment.
     """
-    with tempfile.TemporaryDirectory(prefix="fct-talk-") as folder, short_home() as home:
+    with tempfile.TemporaryDirectory(prefix="fct-talk-") as folder, short_home(shares) as home:
         with ModelServer(Path(folder), rules, key=key) as model:
             cli = Cli(home)
             cli.env |= environment
@@ -117,6 +131,8 @@ def furnished(rules: Sequence[Rule], *, key: str = "key", **environment: str) ->
             finally:
                 done = cli("down")
             assert done.returncode == 0, done.stderr.decode()
+            log = home.log.read_text()
+            assert "Traceback" not in log, log
 
 
 def until(look: Callable[[], Found], what: str, *, seconds: float = 30.0) -> Found:

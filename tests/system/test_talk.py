@@ -346,3 +346,23 @@ def _machines(office: Office) -> list[dict[str, Any]]:
 
 def _waiting() -> str:
     return '{"command": "until rm ~/go 2>/dev/null; do sleep 0.1; done"}'
+
+
+def test_ctrl_c_while_up_waits_for_the_model_stops_everything() -> None:
+    """A model server that accepts and says nothing keeps up waiting; Ctrl-C ends it at once, with all that ran."""
+    with furnished(RULES) as office, socket.create_server(("127.0.0.1", 0)) as silent:
+        office.cli.env["FIRECLAW_MODEL_BASE_URL"] = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        up = office.cli.start("up", stdin=None, start_new_session=True)
+        assert up.stderr is not None
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                began = time.monotonic()
+                os.kill(up.pid, signal.SIGINT)
+                _, errors = up.communicate(timeout=60)
+        finally:
+            up.kill()
+            up.wait()
+        assert (up.returncode, b"all is stopped" in errors) == (0, True), errors.decode()
+        assert time.monotonic() - began < 8
+        assert_nothing_left(office.home.data)

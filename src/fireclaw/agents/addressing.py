@@ -1,8 +1,8 @@
 """When a line of chat is for an agent, and what of it. Sans-I/O.
 
 A private line always is. In a channel it must begin with the nick (``worker: …``, ``worker, …``, ``@worker …``) or
-mention it as a whole word; a command for the overseer mentions it and is not for it. A NOTICE never is (RFC 1459
-4.4.2: nobody answers one), nor what a bot or one of our own agents says: two programs that answer each other never stop.
+mention it as a whole word; a command for the overseer is not for it. A NOTICE never is (RFC 1459 4.4.2: nobody answers
+one), nor what a bot or one of our own agents says: two programs that answer each other never stop.
 """
 
 from __future__ import annotations

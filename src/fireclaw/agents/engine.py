@@ -296,10 +296,16 @@ class Engine:
     def _dismiss(self, by: str) -> None:
         self._dismissed = by
         waiting, self._waiting = self._waiting, []
+        told = set()
         if self._turn is not None:
+            told.add((self._turn.line.sender, self._turn.line.target))
             self._cut_short(TurnState.STOPPED, f"stopped: I am being destroyed, as {by} wants it")
         for line in waiting:
-            self._refuse(line, f"I am being destroyed, as {by} wants it")
+            if (line.sender, line.target) in told:
+                self._out.append(Save(replace(line, state=LineState.REFUSED)))
+            else:
+                told.add((line.sender, line.target))
+                self._refuse(line, f"I am being destroyed, as {by} wants it")
 
     # Turns
 

@@ -45,7 +45,7 @@ def exec_(arguments: Sequence[str]) -> int:
         "exec",
         "Run a command in a machine that exists; 'fireclaw ps' lists them.",
         usage="[OPTIONS] NAME 'SHELL COMMAND' | [OPTIONS] NAME -- COMMAND [ARGUMENT...]",
-        examples=f'  fireclaw exec worker -- ls -l /workspace\n  fireclaw exec worker "df -h | tail -1"\n\n{_STATUS}',
+        examples=f'  fireclaw exec worker -- ls -l /home/agent\n  fireclaw exec worker "df -h | tail -1"\n\n{_STATUS}',
     )
     parser.add_argument("name", metavar="NAME", help="the machine's name")
     options = _parse(parser, arguments)

@@ -22,8 +22,8 @@ from fireclaw.images.host import install_command, missing_packages
 from fireclaw.images.store import ImageStore
 from fireclaw.irc.ngircd import LOOPBACK
 from fireclaw.llm import catalogue
-from fireclaw.llm.embedded import total_memory
 from fireclaw.llm.fetch import model_path
+from fireclaw.llm.memory import total_memory
 from fireclaw.vmm.accel import find_obstacle, find_verdict
 from fireclaw.vmm.base import Accel
 from fireclaw.vmm.host import HostMemo

@@ -30,6 +30,7 @@ from fireclaw.store.machines import Purpose
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from fireclaw.agents.manager import AgentInfo
     from fireclaw.agents.ports import Hands, Voice
     from fireclaw.agents.templates import Template
     from fireclaw.daemon.job import Say
@@ -90,8 +91,8 @@ class Office:
         """
         if self._reopening is not None:
             await asyncio.wait([self._reopening])
-        self.open = True
         settings = await self._irc.start()
+        self.open = True
         self._keep_secret(settings)
         say(f"IRC server {settings.name} on {LOOPBACK}:{settings.port}")
         model = asyncio.create_task(self._gateway.start(_Teller(say)), name="model")
@@ -225,7 +226,7 @@ class Office:
 
     def list(self) -> Sequence[AgentLine]:
         """The agents."""
-        return [AgentLine(info.name, info.template, info.state, info.model) for info in self._agents.list()]
+        return [AgentLine(info.name, info.template, _doing(info), info.model) for info in self._agents.list()]
 
     def templates(self) -> Sequence[TemplateLine]:
         """The templates."""
@@ -258,6 +259,10 @@ class Office:
         """The way to models."""
         gateway = self._gateway
         return ModelStatus(gateway.provider, gateway.model, gateway.state, gateway.detail)
+
+
+def _doing(info: AgentInfo) -> str:
+    return f"{info.state}, {info.waiting} waiting" if info.waiting else info.state
 
 
 class _Teller:

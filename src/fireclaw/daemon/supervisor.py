@@ -17,6 +17,7 @@ from fireclaw.daemon.commands import recorded
 from fireclaw.daemon.office import Office
 from fireclaw.daemon.rooms import open_rooms
 from fireclaw.errors import ChannelLostError
+from fireclaw.images.background import in_background
 from fireclaw.machines.calls import Exec
 from fireclaw.store.machines import Purpose
 from fireclaw.wire.frames import pack
@@ -82,13 +83,15 @@ class DaemonSupervisor:
     async def run(self, request: RunRequest, talk: Conversation) -> Exit:
         """Run a command in a machine of its own."""
         machines = self._rooms.machines
-        async with self._rooms.narrator.tell(talk.note):
-            machine = await machines.create(Purpose.RUN, image=request.image)
+        machine = None
         try:
+            async with self._rooms.narrator.tell(talk.note):
+                machine = await machines.create(Purpose.RUN, image=request.image)
             return await self._execute(machine, request, talk)
         finally:
             # The client has its answer the sooner; the machine's row is there until nothing is left of it.
-            machines.end_soon(machine)
+            if machine is not None:
+                machines.end_soon(machine)
 
     async def exec(self, name: str, request: ExecRequest, talk: Conversation) -> Exit:
         """Run a command in a machine that exists."""
@@ -154,8 +157,9 @@ class DaemonSupervisor:
 
     async def setup(self, say: Say) -> None:
         """Build the runtime and the default image."""
-        await asyncio.to_thread(self._rooms.images.build_runtime, say)
-        await asyncio.to_thread(self._rooms.images.build_image, "debian", say)
+        images = self._rooms.images
+        await in_background(lambda: images.build_runtime(say))
+        await in_background(lambda: images.build_image("debian", say))
         await self._office.fetch_model(say)
 
     # -- the office -------------------------------------------------------------------------------------------
@@ -172,7 +176,7 @@ class DaemonSupervisor:
         rows = self._rooms.machines.all()
         if rows:
             say(f"ending {len(rows)} machine{'s' if len(rows) > 1 else ''}")
-        await self._rooms.machines.aclose(keep=False)
+        await self._rooms.machines.destroy_all()
 
     async def status(self) -> Status:
         """Tell what runs."""

@@ -69,7 +69,13 @@ class ReadFile:
             if self._session.congested:
                 self._session.park(self._stream)
                 break
-            data = os.read(self._fd, min(_PIECE, self._left, self._stream.send_window))
+            try:
+                data = os.read(self._fd, min(_PIECE, self._left, self._stream.send_window))
+            except OSError as error:  # it could be opened, like /proc/self/mem; its line is under way already
+                self._session.host.log(f"read: {error}")
+                self.reset()
+                self._session.mux.reset(self._stream)
+                break
             if not data:
                 self.reset()
                 self._session.mux.finish(self._stream)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import time
 from typing import Any
 
@@ -22,6 +23,8 @@ from fireclaw.wire.hello import PORT_NAME
 
 _PORTS = "/sys/class/virtio-ports"
 _COLLECT_EVERY = 20_000  # objects: some hundred commands
+# A session's 256 commands have six each; what they start inherits the same as on other systems.
+_DESCRIPTORS = (4096, 524_288)
 _MEMORY_FIELDS = ("MemTotal", "MemFree", "MemAvailable")
 
 
@@ -74,6 +77,7 @@ class Guest:
 def main() -> None:
     """Boot, then serve for ever."""
     _mount_kernel_file_systems()
+    resource.setrlimit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
     loop = Loop()
     guest = Guest(loop)
     port = os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)

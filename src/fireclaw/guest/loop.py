@@ -68,7 +68,7 @@ class Loop:
 
     def _woken(self) -> None:
         os.eventfd_read(self._wake)
-        while self._calls:
+        for _ in range(len(self._calls)):  # one that asks to be called again lets the descriptors have a turn first
             self._calls.popleft()()
 
     def run(self) -> None:

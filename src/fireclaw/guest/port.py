@@ -42,6 +42,7 @@ class Port:
         self._hellos = HelloFinder()
         self._session: Session | None = None
         self._buffer: bytes | memoryview = b""
+        self._greeted = False  # something of the session has left
         # While no host is connected a virtio port reports a level-triggered hang-up without end: so it stands
         # edge-triggered in an epoll of its own, which the loop watches.
         self._epoll = select.epoll()
@@ -64,7 +65,10 @@ class Port:
             except ConnectionError:
                 data = b""
             if not data:
-                self._drop()
+                # A virtio port may deliver a host's hello before the word that the host is there. Until then it
+                # takes no echo and reads as ended: that end is the last host's, not this one's.
+                if self._greeted:
+                    self._drop()
                 if self._on_end is not None:
                     self._on_end()
                 return
@@ -96,6 +100,7 @@ class Port:
             self._session.close()
             self._session = None
         self._buffer = b""
+        self._greeted = False
 
     def close(self) -> None:
         """End the session and give the port's epoll back; the descriptor stays the caller's."""
@@ -119,6 +124,7 @@ class Port:
                 self._host.log(f"write: {error}")
                 self._buffer = b""
                 break
+            self._greeted = True
             self._buffer = memoryview(self._buffer)[count:] if count < len(self._buffer) else b""
         if session is not None:
             session.congested = len(self._buffer) + session.mux.pending > HIGH_WATER

@@ -44,27 +44,31 @@ class Process:
         self._outputs: dict[int, Kind] = {}  # our ends of stdout and stderr, while open
         self._stdin = -1
         command = Command(call)
-        theirs = self._make_pipes(with_stdin=bool(call.get("stdin")))
+        theirs: list[int] = []  # the command's stdin, stdout and stderr
+        try:
+            self._make_pipes(theirs, with_stdin=bool(call.get("stdin")))
+        except OSError as error:
+            self._started(error, theirs)
+            return
         spawner = session.host.spawner(confined=bool(call.get("confined")))
         spawner.start(command, theirs, lambda result: self._started(result, theirs))
 
-    def _make_pipes(self, *, with_stdin: bool) -> tuple[int, int, int]:
+    def _make_pipes(self, theirs: list[int], *, with_stdin: bool) -> None:
         if with_stdin:
-            theirs_in, self._stdin = os.pipe()
+            end, self._stdin = os.pipe()
             os.set_blocking(self._stdin, False)
         else:
-            theirs_in = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
-        ends = []
+            end = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        theirs.append(end)
         for kind in (Kind.STDOUT, Kind.STDERR):
-            ours, theirs = os.pipe()
+            ours, end = os.pipe()
             os.set_blocking(ours, False)
             self._outputs[ours] = kind
-            ends.append(theirs)
+            theirs.append(end)
         with contextlib.suppress(OSError):  # a small pipe is only slower
-            fcntl.fcntl(ends[0], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-        return theirs_in, ends[0], ends[1]
+            fcntl.fcntl(theirs[1], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
 
-    def _started(self, result: int | Exception, theirs: tuple[int, int, int]) -> None:
+    def _started(self, result: int | Exception, theirs: list[int]) -> None:
         for fd in theirs:
             os.close(fd)
         if isinstance(result, Exception):

@@ -94,7 +94,7 @@ class Command:
         self.user: str = call.get("user") or ""
 
 
-def start(command: Command, fds: tuple[int, int, int], *, switch_user: bool) -> int:
+def start(command: Command, fds: Sequence[int], *, switch_user: bool) -> int:
     """Start ``command`` with ``fds`` as its stdin, stdout and stderr; return its pid.
 
     Raises:
@@ -122,7 +122,7 @@ def start(command: Command, fds: tuple[int, int, int], *, switch_user: bool) -> 
 
 
 def _fork_exec(
-    argv: Sequence[bytes], candidates: Sequence[bytes], cwd: str, env: dict[str, str], fds: tuple[int, int, int]
+    argv: Sequence[bytes], candidates: Sequence[bytes], cwd: str, env: dict[str, str], fds: Sequence[int]
 ) -> int:
     error_read, error_write = os.pipe()
     try:
@@ -201,7 +201,7 @@ class Spawner:
 
         self._jobs.put(job)
 
-    def start(self, command: Command, fds: tuple[int, int, int], done: Callable[[int | Exception], None]) -> None:
+    def start(self, command: Command, fds: Sequence[int], done: Callable[[int | Exception], None]) -> None:
         """Start a command; ``done`` gets its pid, or the reason why there is none."""
         self.do(lambda: start(command, fds, switch_user=self._switch_user), done)
 

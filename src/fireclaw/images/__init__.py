@@ -11,6 +11,7 @@ The daemon uses ``ImageStore`` and knows nothing below it::
     ├── archive     the Debian archive through apt
     ├── squashfs    packing
     ├── tool        starting programs
+    ├── background  builds that nobody waits for when the daemon ends
     └── host        what the host must have installed
 """
 

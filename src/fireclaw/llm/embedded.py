@@ -17,21 +17,22 @@ import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
+from urllib.parse import urlsplit
 
 from fireclaw.errors import ModelError, SetupError
+from fireclaw.llm.memory import available_memory
 from fireclaw.llm.server import ServerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+    from pathlib import Path
 
     from fireclaw.llm.catalogue import Entry
 
 ARGV: Final = (sys.executable, "-m", "fireclaw.llm.server")
-_CGROUP: Final = Path("/sys/fs/cgroup")  # inside a container: its own
 _LOAD_TIMEOUT_S = 300.0
-_HEALTH_TIMEOUT_S = 5.0
+_HEALTH_TIMEOUT_S = 30.0  # it answers in milliseconds, but the host may be very busy, and a server ended is work lost
 _LEAVE_TIMEOUT_S = 2.0
 
 
@@ -160,7 +161,8 @@ class EmbeddedServer:
     async def _healthy(self, endpoint: Endpoint) -> bool:
         if self._process is None or self._process.returncode is not None:
             return False
-        port = int(endpoint.base_url.rsplit(":", 1)[1].split("/")[0])
+        port = urlsplit(endpoint.base_url).port
+        assert port
         try:
             return await asyncio.wait_for(_ask_health(port), _HEALTH_TIMEOUT_S)
         except (OSError, TimeoutError):
@@ -179,30 +181,6 @@ class EmbeddedServer:
             with suppress(ProcessLookupError):
                 process.kill()
             return await process.wait()
-
-
-def total_memory() -> int:
-    """Bytes of memory of this host, or of the control group if that is less."""
-    limits = [_meminfo("MemTotal")]
-    with suppress(OSError, ValueError):  # no limit reads "max"; no cgroup v2, no file
-        limits.append(int((_CGROUP / "memory.max").read_text()))
-    return min(limits)
-
-
-def available_memory() -> int:
-    """Bytes of memory that this process could still get: the host's, or what its control group leaves."""
-    limits = [_meminfo("MemAvailable")]
-    with suppress(OSError, ValueError):  # no limit reads "max"; as above
-        limits.append(int((_CGROUP / "memory.max").read_text()) - int((_CGROUP / "memory.current").read_text()))
-    return min(limits)
-
-
-def _meminfo(key: str) -> int:
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        name, _, value = line.partition(":")
-        if name == key:
-            return int(value.split()[0]) << 10
-    raise SetupError(f"/proc/meminfo does not tell {key}")
 
 
 async def _introduce(process: ServerProcess, settings: ServerSettings) -> dict[str, object]:

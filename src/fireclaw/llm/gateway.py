@@ -24,9 +24,10 @@ from fireclaw.errors import ConfigError, FireclawError, ModelError, SetupError
 from fireclaw.llm import catalogue
 from fireclaw.llm.call import Call, Connection, Record
 from fireclaw.llm.catalogue import ToolSupport
-from fireclaw.llm.embedded import EmbeddedServer, Endpoint, start_process, total_memory
+from fireclaw.llm.embedded import EmbeddedServer, Endpoint, start_process
 from fireclaw.llm.fetch import fetch as fetch_file
 from fireclaw.llm.fetch import pip_download
+from fireclaw.llm.memory import total_memory
 from fireclaw.llm.provider import Provider
 from fireclaw.llm.queue import FairQueue
 

@@ -33,10 +33,11 @@ _PARSER_COMPLAINT = re.compile(r"does not match the expected|Failed to parse|typ
 class Provider:
     """One server. Made by ``connect``; ``aclose`` when done."""
 
-    def __init__(self, library: ModuleType, client: openai.AsyncOpenAI, where: str) -> None:
+    def __init__(self, library: ModuleType, client: openai.AsyncOpenAI, endpoint: Endpoint) -> None:
         self._library = library
         self._client = client
-        self._where = where
+        self._where = endpoint.base_url
+        self._key = endpoint.api_key
 
     @classmethod
     async def connect(cls, endpoint: Endpoint, *, local: bool) -> Provider:
@@ -56,7 +57,7 @@ class Provider:
             http_client=library.DefaultAsyncHttpxClient(trust_env=not local),
         )
         client.organization = client.project = None  # nor these
-        return cls(library, client, endpoint.base_url)
+        return cls(library, client, endpoint)
 
     async def aclose(self) -> None:
         """Close the connections."""
@@ -137,7 +138,7 @@ class Provider:
                 f"{where} does not answer: {_root_reason(error)}", hint="is it running?", kind="unreachable"
             )
         status = error.status_code if isinstance(error, library.APIStatusError) else 0
-        reason = _server_reason(error)
+        reason = self._server_reason(error)
         if status in (401, 403):
             return ModelError(f"{where} refuses the key: {reason}", hint="check model.api_key_file", kind="refused")
         if any(code in f"{error.type} {error.code}" for code in _CONTEXT_CODES):
@@ -147,6 +148,14 @@ class Provider:
         if _PARSER_COMPLAINT.search(reason):
             return ModelError(f"the model wrote what {where} cannot read: {reason}", kind="bad-output")
         return ModelError(f"{where} refuses the request: {reason}", kind="refused")
+
+    def _server_reason(self, error: openai.APIError) -> str:
+        """The server's own words, on one line; people read them, and some servers quote the key in them."""
+        body = error.body
+        message = str((body.get("message") if isinstance(body, dict) else None) or error.message)
+        if self._key:
+            message = message.replace(self._key, "[key]")
+        return " ".join(message.split())[:300]
 
 
 def _message(message: ChatMessage) -> dict[str, object]:
@@ -205,13 +214,6 @@ class _Collector:
     def done(self) -> RawReply:
         calls = tuple(call for _, call in sorted(self._calls.items()))
         return RawReply("".join(self._text), calls, self._finish, self._usage, self._model)
-
-
-def _server_reason(error: openai.APIError) -> str:
-    """The server's own words, on one line."""
-    body = error.body
-    message = body.get("message") if isinstance(body, dict) else None
-    return " ".join(str(message or error.message).split())[:300]
 
 
 def _root_reason(error: BaseException) -> str:

@@ -20,11 +20,14 @@ from fireclaw.machines import calls
 from fireclaw.machines.channel import HELLO_SECONDS, Channel
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fireclaw.machines.calls import Exec, Execution
     from fireclaw.store.machines import MachineRow
-    from fireclaw.vmm.base import Vm
+    from fireclaw.vmm.base import Ending, Vm
 
 _SHUTDOWN_SECONDS = 5.0
+_ENDING_SECONDS = 2.0
 
 
 class Machine:
@@ -43,23 +46,29 @@ class Machine:
         self._settled: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, row: MachineRow, vm: Vm, *, hostname: str = "") -> Machine:
+    async def connect(
+        cls, row: MachineRow, vm: Vm, *, hostname: str = "", on_settled: Callable[[Machine], None] | None = None
+    ) -> Machine:
         """Begin a session with the guest; where ``hostname`` is given, make a fresh clone somebody by it.
 
         Hello, identity and the first command travel together: nothing is waited for here but the socket.
+        ``on_settled`` is called once the guest has answered, before anybody else learns that.
         """
         channel = await Channel.begin(vm.open_channel(), bytes.fromhex(row.magic))
         machine = cls(row, vm, channel)
-        machine._settled = asyncio.create_task(machine._settle(hostname), name=f"settle {row.machine_id}")
+        settling = machine._settle(hostname, on_settled)
+        machine._settled = asyncio.create_task(settling, name=f"settle {row.machine_id}")
         return machine
 
-    async def _settle(self, hostname: str) -> None:
+    async def _settle(self, hostname: str, on_settled: Callable[[Machine], None] | None) -> None:
         if hostname:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.channel.wait_ready(HELLO_SECONDS), name="hello")
                 tasks.create_task(calls.give_identity(self.channel, hostname), name="identity")
         else:
             await self.channel.wait_ready(HELLO_SECONDS)
+        if on_settled is not None:
+            on_settled(self)
 
     async def settled(self) -> None:
         """Wait until the guest has answered and taken its identity.
@@ -70,7 +79,7 @@ class Machine:
         assert self._settled is not None
         try:
             await asyncio.shield(self._settled)
-        except* FireclawError as group:
+        except ExceptionGroup as group:  # of the tasks that settle it: the first one's reason is what people need
             raise group.exceptions[0] from None
 
     async def start(self, command: Exec) -> Execution:
@@ -81,6 +90,15 @@ class Machine:
         """Let the guest write what it has cached and end; give up after a few seconds."""
         with contextlib.suppress(FireclawError):
             await calls.shutdown(self.channel, _SHUTDOWN_SECONDS)
+
+    async def ended(self) -> Ending:
+        """Wait until the machine has ended by itself; one whose channel was lost is ended, as it is of no use."""
+        await self.channel.lost.wait()
+        try:
+            async with asyncio.timeout(_ENDING_SECONDS):
+                return await self.vm.wait()  # a VMM that ended took the channel with it
+        except TimeoutError:
+            return await self.vm.shutdown()
 
     async def disconnect(self) -> None:
         """Close the session; the VMM lives on."""

@@ -12,10 +12,12 @@ import logging
 import shutil
 import time
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from fireclaw.errors import ConflictError, CorruptError, FireclawError, GuestTimeoutError, NotFoundError
+from fireclaw.errors import ConflictError, CorruptError, FireclawError, GuestTimeoutError, NotFoundError, SetupError
 from fireclaw.images import recipe
+from fireclaw.images.background import in_background
 from fireclaw.machines import calls
 from fireclaw.machines.calls import Exec
 from fireclaw.machines.channel import Channel
@@ -29,7 +31,7 @@ from fireclaw.vmm.qemu import Qemu
 from fireclaw.wire.hello import new_magic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from fireclaw.images.store import Image, ImageStore, Runtime
@@ -105,7 +107,8 @@ class Machines:
         self._accel: Accel | None = None
         self._machines: dict[str, Machine] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: dict[str, asyncio.Task[None]] = {}
+        self._snapshots: set[asyncio.Task[Loaded]] = set()
 
     # -- finding ----------------------------------------------------------------------------------------------
 
@@ -129,7 +132,7 @@ class Machines:
 
     async def prepare(self, image: str = "debian") -> None:
         """Have everything ready that the first machine of an image needs; errors as for ``create``."""
-        runtime, found = await asyncio.to_thread(self._find, image)
+        runtime, found = await in_background(lambda: self._find(image))
         await self._snapshot(runtime, found, self._memory_mib)
 
     async def create(
@@ -142,18 +145,25 @@ class Machines:
             ConflictError: the name is taken.
             SetupError, MachineError: it cannot be made, and why.
         """
-        runtime, found = await asyncio.to_thread(self._find, image)
+        runtime, found = await in_background(lambda: self._find(image))
         memory_mib = memory_mib or self._memory_mib
         snapshot = await self._snapshot(runtime, found, memory_mib)
+        if name is not None:
+            await self._until_free(name)
         row = self._record(purpose, found, runtime, snapshot.magic, memory_mib=memory_mib, name=name)
         try:
             machine = await self._clone(row, runtime, found, snapshot)
         except BaseException:
             await asyncio.shield(self._forget(row))
             raise
-        self._rows.set_state(row.machine_id, MachineState.RUNNING)
         self._own(machine)
         return machine
+
+    async def _until_free(self, name: str) -> None:
+        """Let a machine of that name that is just ending come to its end."""
+        taken = self._rows.by_name(name)
+        if taken is not None and (ending := self._endings.get(taken.machine_id)) is not None:
+            await asyncio.wait([ending])
 
     async def _clone(self, row: MachineRow, runtime: Runtime, image: Image, snapshot: Loaded) -> Machine:
         vm = await Qemu.clone(self._spec_of(row, runtime, image), self._gate, snapshot.memory, paused=True)
@@ -161,12 +171,21 @@ class Machines:
         try:
             # Hello and identity lie in the port before the guest wakes: it finds them at its first look.
             hostname = row.name or f"fc-{_short(row.machine_id)[:8]}"
-            machine = await Machine.connect(row, vm, hostname=hostname)
+            machine = await Machine.connect(row, vm, hostname=hostname, on_settled=self._made)
             await vm.resume()
         except BaseException:
             await asyncio.shield(vm.shutdown())
             raise
         return machine
+
+    def _made(self, machine: Machine) -> None:
+        """Note that a clone has taken its identity; before that, no later daemon may adopt it."""
+        if machine.row.state is MachineState.MAKING:
+            self._move(machine, MachineState.RUNNING)
+
+    def _move(self, machine: Machine, state: MachineState) -> None:
+        self._rows.set_state(machine.row.machine_id, state)
+        machine.row = replace(machine.row, state=state)
 
     def _find(self, image: str) -> tuple[Runtime, Image]:
         """Find runtime and image, after building what can be built; a user's first command needs no setup."""
@@ -212,7 +231,14 @@ class Machines:
             magic=magic.hex(),
             created_at=time.time(),
         )
-        self._machine_folder(row.machine_id).mkdir(mode=0o700)
+        folder = self._machine_folder(row.machine_id)
+        try:
+            folder.mkdir(mode=0o700)
+        except OSError as error:
+            self._rows.remove(row.machine_id)
+            raise SetupError(
+                f"cannot make the folder {str(folder)!r}: {error.strerror}", hint="'fireclaw down' and try again"
+            ) from error
         return row
 
     def _note_made(self, row: MachineRow, image: str, how: str) -> None:
@@ -255,6 +281,13 @@ class Machines:
     # -- snapshots --------------------------------------------------------------------------------------------
 
     async def _snapshot(self, runtime: Runtime, image: Image, memory_mib: int) -> Loaded:
+        """Have a snapshot; once begun it is made, for others, even if who asked first does not wait for it."""
+        task = asyncio.create_task(self._have_snapshot(runtime, image, memory_mib), name=f"snapshot {image.name}")
+        self._snapshots.add(task)
+        task.add_done_callback(self._snapshots.discard)
+        return await asyncio.shield(task)
+
+    async def _have_snapshot(self, runtime: Runtime, image: Image, memory_mib: int) -> Loaded:
         async with self._making:
             if self._accel is None:
                 self._accel = await self._choose_accel(runtime, image)
@@ -289,7 +322,11 @@ class Machines:
                 await asyncio.shield(vm.shutdown())
         finally:
             await asyncio.shield(self._forget(row))
-        await asyncio.to_thread(self._folder.save, key, memory, magic, runtime.digest, image.digest)
+        try:
+            await asyncio.to_thread(self._folder.save, key, memory, magic, runtime.digest, image.digest)
+        except FireclawError:
+            memory.close()
+            raise
         return Loaded(key, memory, magic)
 
     async def _choose_accel(self, runtime: Runtime, image: Image) -> Accel:
@@ -324,39 +361,56 @@ class Machines:
         self._watchers[machine_id] = asyncio.create_task(self._watch(machine), name=f"watch {machine_id}")
 
     async def _watch(self, machine: Machine) -> None:
-        """Clean up after a machine that ended by itself."""
-        ending = await machine.vm.wait()
+        """Clean up after a machine that ended by itself, or whose guest nobody can speak to any more."""
+        ending = await machine.ended()
         logger.info("machine %s ended: %s %s", machine.row.machine_id, ending.cause, ending.log.strip()[-300:])
-        about = {"cause": ending.cause, "status": ending.status, "console": ending.console[-500:]}
-        self._record_event("machine.died", about, machine=machine.row.machine_id)
-        self.end_soon(machine)
-
-    def end_soon(self, machine: Machine) -> None:
-        """Destroy a machine in the background; ``aclose`` waits for it."""
-        task = asyncio.create_task(self.destroy(machine), name=f"destroy {machine.row.machine_id}")
-        self._endings.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._endings.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            logger.error("%s failed", task.get_name(), exc_info=error)
+        about = {
+            "cause": ending.cause,
+            "status": ending.status,
+            "channel": machine.channel.reason,
+            "console": ending.console[-500:],
+        }
+        try:
+            self._record_event("machine.died", about, machine=machine.row.machine_id)
+        finally:
+            self.end_soon(machine)
 
     async def destroy(self, machine: Machine) -> None:
-        """End a machine and leave nothing of it; a named one is asked to write its caches first."""
+        """End a machine and leave nothing of it; a named one is asked to write its caches first.
+
+        It comes to its end even if whoever asked does not wait for it, and whoever asks second waits, too.
+        """
+        self.end_soon(machine)
+        if (ending := self._endings.get(machine.row.machine_id)) is not None:
+            await asyncio.shield(ending)
+
+    def end_soon(self, machine: Machine) -> None:
+        """Do ``destroy`` in the background, unless that is under way; ``aclose`` waits for it."""
         machine_id = machine.row.machine_id
         if self._machines.pop(machine_id, None) is None:
-            return  # somebody else does it
+            return
         watcher = self._watchers.pop(machine_id)
         if watcher is not asyncio.current_task():
             watcher.cancel()
-        self._rows.set_state(machine_id, MachineState.STOPPING)
-        if machine.row.purpose in _KEPT_BY_NAME:
-            await machine.ask_to_end()
-        await machine.disconnect()
-        await machine.vm.shutdown()
-        await self._forget(machine.row)
-        self._record_event("machine.gone", {"purpose": machine.row.purpose}, machine=machine_id)
+        ending = asyncio.create_task(self._end(machine), name=f"destroy {machine_id}")
+        self._endings[machine_id] = ending
+        ending.add_done_callback(lambda task: self._ended(machine_id, task))
+
+    def _ended(self, machine_id: str, ending: asyncio.Task[None]) -> None:
+        del self._endings[machine_id]
+        if not ending.cancelled() and (error := ending.exception()):
+            logger.error("%s failed", ending.get_name(), exc_info=error)
+
+    async def _end(self, machine: Machine) -> None:
+        try:
+            self._move(machine, MachineState.STOPPING)
+            if machine.row.purpose in _KEPT_BY_NAME:
+                await machine.ask_to_end()
+        finally:  # a store that refuses must not keep a VMM alive
+            await machine.disconnect()
+            await machine.vm.shutdown()
+            await self._forget(machine.row)
+        self._record_event("machine.gone", {"purpose": machine.row.purpose}, machine=machine.row.machine_id)
 
     async def _forget(self, row: MachineRow) -> None:
         """Remove what is left of a machine: stray processes, its folder, its row."""
@@ -369,22 +423,45 @@ class Machines:
         await asyncio.to_thread(shutil.rmtree, self._machine_folder(row.machine_id), ignore_errors=True)
         self._rows.remove(row.machine_id)
 
+    async def destroy_all(self) -> None:
+        """End every machine; one that fails does not keep the others.
+
+        Raises:
+            ExceptionGroup: what went wrong on the way.
+        """
+        await self._end_all(list(self._machines.values()))
+
+    async def _end_all(self, leaving: Sequence[Machine]) -> None:
+        for machine in leaving:
+            self.end_soon(machine)
+        outcomes = await asyncio.gather(*self._endings.values(), return_exceptions=True)
+        if failures := [outcome for outcome in outcomes if isinstance(outcome, Exception)]:
+            raise ExceptionGroup("not every machine ended well", failures)
+
     async def aclose(self, *, keep: bool) -> None:
         """Let go of everything.
 
         Args:
             keep: named machines live on, for the next daemon to adopt; otherwise all are ended.
+
+        Raises:
+            ExceptionGroup: as for ``destroy_all``; everything is let go of all the same.
         """
+        for making in self._snapshots:
+            making.cancel()
+        await asyncio.gather(*self._snapshots, return_exceptions=True)  # who waited for one was told
         leaving = [m for m in self._machines.values() if not (keep and m.row.purpose in _KEPT_BY_NAME)]
-        await asyncio.gather(*(self.destroy(machine) for machine in leaving), *self._endings)
-        for machine_id, machine in list(self._machines.items()):
-            self._watchers.pop(machine_id).cancel()
-            await machine.disconnect()
-            machine.vm.detach()
-        self._machines.clear()
-        for loaded in self._loaded.values():
-            loaded.close()
-        self._loaded.clear()
+        try:
+            await self._end_all(leaving)
+        finally:
+            for machine_id, machine in list(self._machines.items()):
+                self._watchers.pop(machine_id).cancel()
+                await machine.disconnect()
+                machine.vm.detach()
+            self._machines.clear()
+            for loaded in self._loaded.values():
+                loaded.close()
+            self._loaded.clear()
 
     # -- after a crash ----------------------------------------------------------------------------------------
 
@@ -394,17 +471,19 @@ class Machines:
         Returns:
             a line for each machine that was removed.
         """
-        removed = []
-        for row in self._rows.all():
-            claimed = self._rows.claim(row.machine_id)
-            if claimed is None:
-                continue
-            try:
-                self._own(await self._adopt_one(claimed))
-            except FireclawError as error:
-                await self._forget(claimed)
-                removed.append(f"machine {claimed.name or _short(claimed.machine_id)}: {error.message}")
-        return removed
+        lines = await asyncio.gather(*(self._adopt_or_forget(row) for row in self._rows.all()))
+        return [line for line in lines if line]
+
+    async def _adopt_or_forget(self, row: MachineRow) -> str:
+        claimed = self._rows.claim(row.machine_id)
+        if claimed is None:
+            return ""
+        try:
+            self._own(await self._adopt_one(claimed))
+        except FireclawError as error:
+            await self._forget(claimed)
+            return f"machine {claimed.name or _short(claimed.machine_id)}: {error.message}"
+        return ""
 
     async def _adopt_one(self, row: MachineRow) -> Machine:
         if row.purpose not in _KEPT_BY_NAME or row.state is not MachineState.RUNNING:
@@ -447,13 +526,14 @@ class Machines:
                 removed.append(f"process {pid} of machine {_short(machine_id)}")
         folders = {_short(machine_id) for machine_id in known}
         for folder in self._home.machines.iterdir():
-            if folder.name not in folders:
+            if folder.is_dir() and folder.name not in folders:
                 await asyncio.to_thread(shutil.rmtree, folder)
                 removed.append(f"folder {folder.name}")
         rows = self._rows.all()
         in_use = {row.image for row in rows} | {row.runtime for row in rows}
         removed += [f"runtime or image {name[:12]}" for name in await asyncio.to_thread(self._images.prune, in_use)]
-        removed += await asyncio.to_thread(self._prune_snapshots)
+        async with self._making:  # one that is half written is somebody's until then
+            removed += await asyncio.to_thread(self._prune_snapshots)
         return removed
 
     def _prune_snapshots(self) -> list[str]:
@@ -475,12 +555,15 @@ def _short(machine_id: str) -> str:
 async def _warm_up(vm: Vm, magic: bytes) -> None:
     channel = await Channel.open(vm.open_channel(), magic, BOOT_SECONDS)
     try:
-        await calls.give_identity(channel, "template")
-        for command in _WARM_UP:
-            execution = await calls.start(channel, command)
-            if command.stdin:
-                await execution.close_stdin()
-            async for _ in execution.output():
-                pass
+        async with asyncio.timeout(BOOT_SECONDS):
+            await calls.give_identity(channel, "template")
+            for command in _WARM_UP:
+                execution = await calls.start(channel, command)
+                if command.stdin:
+                    await execution.close_stdin()
+                async for _ in execution.output():
+                    pass
+    except TimeoutError:
+        raise GuestTimeoutError(f"the template did not get warm within {BOOT_SECONDS:g} s") from None
     finally:
         await channel.aclose()

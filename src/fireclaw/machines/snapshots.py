@@ -142,7 +142,7 @@ class SnapshotFolder:
         gone = []
         if self._folder.is_dir():
             for entry in self._folder.iterdir():
-                if not _wanted(entry, keep):
+                if entry.is_dir() and not _wanted(entry, keep):
                     shutil.rmtree(entry)
                     gone.append(f"snapshot {entry.name[:12]}")
         return gone

@@ -155,8 +155,9 @@ class Qemu(Vm):
         vm = cls(spec, child, qmp)
         async with vm._or_gone():
             await vm._greet()
-            status = (await vm._do("query-status"))["status"]
-            if status not in {"running", "paused"}:
+            answer = await vm._do("query-status")
+            status = answer.get("status") if isinstance(answer, dict) else answer
+            if status not in ("running", "paused"):  # anything at all, from a QEMU that its guest has taken over
                 raise VmmError(f"the guest ended ({status}) while no daemon was there")
         return vm
 

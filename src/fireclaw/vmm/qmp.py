@@ -143,14 +143,14 @@ class Qmp:
         """Take one message; false if it is none, as no QEMU in its right mind would send."""
         try:
             message = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):  # the latter for very many opening brackets
             return False
         if not isinstance(message, dict):
             return False
         if "event" in message:
             self._on_event(message)
-        elif (waiting := self._answers.pop(message.get("id", 0), None)) is not None:
-            command, answer = waiting
+        elif isinstance(number := message.get("id"), int) and number in self._answers:
+            command, answer = self._answers.pop(number)
             if answer.done():  # nobody waits any more
                 return True
             if "error" in message:
