@@ -60,6 +60,11 @@ class Home:
         return self.run / "api.sock"
 
     @property
+    def irc_place(self) -> Path:
+        """Where the managed IRC server listens; it exists as long as one may run."""
+        return self.run / "irc.json"
+
+    @property
     def lock(self) -> Path:
         """Held by the one daemon of this home (flock); holds its pid."""
         return self.run / "daemon.lock"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import os
 import select
 import shutil
@@ -35,10 +37,13 @@ def private_home() -> Iterator[Home]:
     """A home with a short path and the built runtime, image and snapshot; no process of it is left afterwards."""
     _have_snapshot()
     with _short_home() as home:
-        for name in _BUILT:
-            source = shared_home().data / name
-            ignore = shutil.ignore_patterns("tmp-*", ".*")
-            shutil.copytree(source, home.data / name, copy_function=_link, ignore=ignore)
+        for source in _current():
+            target = home.data / source.relative_to(shared_home().data)
+            target.parent.mkdir(exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, copy_function=_link)
+            else:
+                _link(source, target)
         yield home
         assert_nothing_left(home.data)
 
@@ -63,7 +68,20 @@ def _short_home() -> Iterator[Home]:
         yield Home(Path(folder), Path(folder) / "run", Path(folder))
 
 
-def _link(source: str, target: str) -> None:
+def _current() -> Iterator[Path]:
+    """What of the shared home machines are made from now; it keeps older ones, too."""
+    runtime, image = built()
+    home = shared_home()
+    yield from (home.runtimes / "packages.json", home.runtimes / runtime.digest)
+    yield from (home.images / "names.json", home.images / image.digest)
+    for manifest in home.snapshots.glob("*/manifest.json"):
+        with contextlib.suppress(FileNotFoundError):  # somebody prunes there
+            made_of = json.loads(manifest.read_text())
+            if (made_of["runtime"], made_of["image"]) == (runtime.digest, image.digest):
+                yield manifest.parent
+
+
+def _link(source: str | Path, target: str | Path) -> None:
     """Share a file; the store replaces its files and never changes one."""
     try:
         os.link(source, target)

@@ -167,6 +167,17 @@ async def test_a_tool_call_goes_there_and_back(models: tuple[Path, Entry]) -> No
     assert second.usage.cached_tokens > 0
 
 
+async def test_a_warm_prompt_is_known_when_the_question_comes(models: tuple[Path, Entry]) -> None:
+    """What a prompt begins with is read ahead, for one token that the ledger counts, and then comes from the cache."""
+    ledger = Ledger()
+    async with running(models, ledger=ledger) as gateway:
+        await gateway.warm(asking("which kernel?"))
+        (warm,) = [data for name, data in ledger.events if name == "model.call.done"]
+        assert warm["gen_ai.usage.output_tokens"] == 1
+        reply = await gateway.chat(asking("which kernel?"))
+    assert reply.usage.cached_tokens > reply.usage.input_tokens // 2
+
+
 async def test_the_server_holds_a_forced_reply_to_the_schema(models: tuple[Path, Entry]) -> None:
     """With a schema the model can only call a tool or respond: a script that says otherwise is overruled."""
     async with running(models) as gateway:

@@ -102,3 +102,14 @@ def test_a_call_that_asks_for_another_turn_waits_for_the_others() -> None:
     for fd in (read, write):
         os.close(fd)
     loop.close()
+
+
+async def test_commands_in_a_row_use_nothing_up(channel: Channel) -> None:
+    """More commands than a session has streams run one after the other, and leave no descriptor open."""
+    await finish(channel, "true")
+    before = len(descriptors())
+
+    for _ in range(300):
+        assert await finish(channel, "true") == Exit(0)
+
+    assert len(descriptors()) == before

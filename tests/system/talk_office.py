@@ -131,8 +131,8 @@ def furnished(
             finally:
                 done = cli("down")
             assert done.returncode == 0, done.stderr.decode()
-            log = home.log.read_text()
-            assert "Traceback" not in log, log
+            logs = "".join(path.read_text() for path in sorted(home.data.glob("daemon.log*"), reverse=True))
+            assert "Traceback" not in logs, logs
 
 
 def until(look: Callable[[], Found], what: str, *, seconds: float = 30.0) -> Found:

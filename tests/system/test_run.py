@@ -104,9 +104,9 @@ def test_killed_not_found_and_not_executable(cli: Cli) -> None:
     """A killed command is 128 + the signal, an unknown one 127, a file that is no program 126, with the reason."""
     assert sh(cli, "kill -9 $$") == (137, b"", b"")
     for argv, status, reason in (
-        ("no-such-command", 127, b"fireclaw: no-such-command: No such file or directory\n"),
-        ("/etc/passwd", 126, b"fireclaw: /etc/passwd: Permission denied\n"),
-        ("\x1b[31mred", 127, b"fireclaw: \\x1b[31mred: No such file or directory\n"),
+        ("no-such-command", 127, b"fireclaw: the machine says: no-such-command: No such file or directory\n"),
+        ("/etc/passwd", 126, b"fireclaw: the machine says: /etc/passwd: Permission denied\n"),
+        ("\x1b[31mred", 127, b"fireclaw: the machine says: \\x1b[31mred: No such file or directory\n"),
     ):
         done = cli("run", "--", argv)
         assert (done.returncode, done.stdout, done.stderr) == (status, b"", reason)

@@ -7,6 +7,7 @@ model: the rule that says it looks for it there.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -30,16 +31,20 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(180)
 
 WORD = f"heron-{secrets.token_hex(6)}"
+WAITING = json.dumps({"command": "until rm ~/go 2>/dev/null; do sleep 0.1; done"})
 RULES = [
     Rule(call("run_command", command="cat /tmp/word.txt"), user="read the word", results=0),
     Rule(f"the word is {WORD}", user="read the word", last=WORD, results=1),
     Rule("there is no such word", user="read the word", results=1),
-    Rule(call("run_command", command="until rm ~/go 2>/dev/null; do sleep 0.1; done"), user="wait", results=0),
+    Rule(call("run_command", **json.loads(WAITING)), user="wait", results=0),
+    Rule("I was interrupted", user="wait", last="[interrupted: ", results=1),
     Rule("that took a while", user="wait", results=1),
     Rule(call("run_command", command="echo crane > ~/note"), user="note it", results=0),
     Rule("noted, crane", user="note it", results=1),
     Rule(call("run_command", command="cat ~/note"), user="look it up", results=0),
     Rule("the note says crane", user="look it up", last="crane", results=1),
+    Rule("my machine was lost", user="look it up", last="the machine was lost with all that was in it", results=1),
+    Rule("there is no note", user="look it up", last="No such file", results=1),
     Rule("worker: what do you think?", user="ask the other one"),
     Rule("hello there", user="hello"),
     Rule("I do not know"),
@@ -173,7 +178,7 @@ def test_a_nick_in_the_middle_of_a_sentence_is_enough(ann: Ii, worker: str) -> N
 def test_a_question_during_a_turn_waits_for_it(office: Office, ann: Ii, bob: Ii, worker: str) -> None:
     """A second question is acknowledged by NOTICE while the first is worked on, and both are answered in order."""
     ann.say("#agents", f"{worker}: wait for it")
-    until(lambda: office.entries("tool.call", gen_ai__tool__call__arguments=_waiting()), "the turn waits")
+    until(lambda: office.entries("tool.call", gen_ai__tool__call__arguments=WAITING), "the turn waits")
     bob.say("#agents", f"{worker}: hello")
     assert ann.wait("#agents", "notice", "^bob: ").text == "bob: noted, you are next; I am still at work for ann"
     assert bob.wait("#agents", "notice", "^bob: ").text.startswith("bob: noted")
@@ -280,6 +285,34 @@ def test_a_new_daemon_goes_on_with_its_agents(office: Office, ann: Ii, worker: s
     assert office.cli("ledger", "verify").returncode == 0
 
 
+def test_a_question_survives_the_daemon_that_heard_it(office: Office, ann: Ii, worker: str) -> None:
+    """A turn goes on in the next daemon; the model is told that its command was interrupted, and answers once."""
+    waiting = len(office.entries("tool.call", gen_ai__tool__call__arguments=WAITING))
+    ann.say("#agents", f"{worker}: wait for me")
+    until(lambda: len(office.entries("tool.call", gen_ai__tool__call__arguments=WAITING)) > waiting, "the turn waits")
+    os.kill(office.cli.daemon_pid, signal.SIGKILL)
+    ann.wait("", "news", rf"^{worker}\(\S+\) has quit")
+    assert office.cli("ps").returncode == 0
+    assert ann.wait("#agents", "said", "^ann: ", nick=worker).text == "ann: I was interrupted"
+    assert ann.ask(worker, "hello") == "hello there"
+    line = office.entry("irc.line", text="wait for me").data["line_id"]
+    assert len(office.entries("irc.said", line_id=line, kind="answer")) == 1
+
+
+def test_a_machine_that_dies_is_told_and_replaced(office: Office, ann: Ii, worker: str) -> None:
+    """The next command fails in words, and the one after it has a new machine."""
+    machine = office.machine_of(worker)
+    (vmm,) = office.children("vmm")
+    os.kill(vmm, signal.SIGKILL)
+    until(lambda: not _machines(office), "its death is seen")
+    (agent,) = office.cli.json("status", "--json")["agents"]
+    assert agent["machine"] == ""
+    assert ann.ask(worker, "look it up") == "my machine was lost"
+    assert ann.ask(worker, "look it up again") == "there is no note"
+    assert office.machine_of(worker) != machine
+    assert office.cli("exec", worker, "--", "true").returncode == 0
+
+
 def test_the_ledger_of_all_this_is_unbroken(office: Office) -> None:
     """Everything that was said and done hangs in one chain."""
     verified = office.cli("ledger", "verify")
@@ -342,10 +375,6 @@ def _said_by(person: Ii, nick: str) -> int:
 def _machines(office: Office) -> list[dict[str, Any]]:
     machines: list[dict[str, Any]] = office.cli.json("ps", "--json")
     return machines
-
-
-def _waiting() -> str:
-    return '{"command": "until rm ~/go 2>/dev/null; do sleep 0.1; done"}'
 
 
 def test_ctrl_c_while_up_waits_for_the_model_stops_everything() -> None:

@@ -221,6 +221,9 @@ class FakeMind:
         self._world = world
         self._store = store
 
+    async def warm(self, request: ChatRequest) -> None:
+        """Nothing to warm."""
+
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Think as the world says."""
         self._store.check()

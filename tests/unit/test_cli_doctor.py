@@ -14,8 +14,8 @@ import pytest
 from fireclaw.daemon import doctor
 from fireclaw.daemon.doctor import Check, State, run_checks
 from fireclaw.llm import catalogue
-from fireclaw.llm.embedded import total_memory
 from fireclaw.llm.fetch import model_path
+from fireclaw.llm.memory import total_memory
 from fireclaw.paths import Home
 from fireclaw.vmm.accel import Verdict
 from fireclaw.vmm.base import Accel

@@ -112,7 +112,7 @@ class Agent:
         self._ours = ours
         self._heard = 0
         self._tools = tuple(TOOLS[name] for name in template.tools)
-        self._fixed = _fixed_part(template.persona_of(row.name), self._tools)
+        self._fixed = _fixed_part(template.persona_of(row.name), self._tools, row.name)
         self._budget = context_tokens - REPLY_TOKENS - tokens_of_tools(self._tools)
         self._speaker = Speaker(row.name, notebook, self._save, clock)
         self._engine = Engine(
@@ -124,6 +124,7 @@ class Agent:
             waiting=notebook.waiting(),
         )
         self._effect: asyncio.Task[None] | None = None
+        self._warming: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -143,6 +144,20 @@ class Agent:
         """Settle what an earlier daemon left, and go on with its turn."""
         self._guarded(self._speaker.recover)
         self._dispatch(Recovered())
+
+    def warm(self) -> None:
+        """Have the model read what every prompt begins with: the first answer comes the sooner."""
+        request = ChatRequest(
+            agent=self.row.name,
+            turn_id="",
+            step=0,
+            call_id=f"{self.row.agent_id}/warm",
+            messages=self._fixed,
+            tools=self._tools,
+            max_tokens=1,
+            temperature=TEMPERATURE,
+        )
+        self._warming = asyncio.create_task(self._mind.warm(request), name=f"warm {self.row.name}")
 
     def speak_with(self, voice: Voice) -> None:
         """Begin to say what stands in the outbox."""
@@ -176,6 +191,9 @@ class Agent:
         """End this daemon's part. What was begun stays as it is for the next one, what still comes is committed."""
         self._closed = True
         self._halt()
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.wait([self._warming])
         if self._effect is not None:
             await asyncio.wait([self._effect])
         await self._speaker.aclose()
@@ -333,9 +351,9 @@ class Agent:
         return hashlib.sha256("\n".join(map(str, parts)).encode(errors="replace")).hexdigest()[:16]
 
 
-def _fixed_part(persona: str, tools: Sequence[Tool]) -> tuple[ChatMessage, ...]:
+def _fixed_part(persona: str, tools: Sequence[Tool], name: str) -> tuple[ChatMessage, ...]:
     """Build what every prompt of an agent begins with, byte for byte."""
-    return (ChatMessage(Role.SYSTEM, persona), *few_shot_messages(tools))
+    return (ChatMessage(Role.SYSTEM, persona), *few_shot_messages(tools, name))
 
 
 def _running_turn(notebook: Notebook) -> Turn | None:

@@ -61,10 +61,12 @@ class LateHands:
         hands = await asyncio.shield(making)
         try:
             return await hands.run(command, timeout_s=timeout_s)
-        except (ChannelLostError, VmmError):
+        except (ChannelLostError, VmmError) as error:
             if self._making is making:
                 self._making = None
-            raise
+            raise ChannelLostError(
+                f"the machine was lost with all that was in it: {error.message}", hint="the next command gets a new one"
+            ) from error
 
     async def aclose(self) -> None:
         """Stop waiting for a machine."""

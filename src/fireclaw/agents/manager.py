@@ -224,6 +224,7 @@ class Agents:
         if template.machine is MachineStart.AT_ONCE:
             hands.warm()
         agent.start()
+        agent.warm()
         try:
             voice = await self._office.connect(row.name, agent.hear)
         except BaseException:

@@ -68,6 +68,10 @@ class Mind(Protocol):
         """The name of the model that answers now, for people."""
         ...
 
+    async def warm(self, request: ChatRequest) -> None:
+        """Read the beginning of an agent's prompts ahead of its first question; never fails."""
+        ...
+
     async def chat(self, request: ChatRequest) -> ChatReply:
         """Ask a model.
 

@@ -66,7 +66,7 @@ class Recipe(_Strict):
     description: str
     tools: tuple[str, ...]
     image: str
-    memory_mib: Annotated[int, Field(ge=64)] = 256
+    memory_mib: Annotated[int, Field(ge=96)] = 256
     machine: MachineStart = MachineStart.ON_FIRST_USE
     limits: Limits = Limits()
 

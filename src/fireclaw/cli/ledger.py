@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fireclaw.cli.parser import Parser
 from fireclaw.cli.terminal import clean
@@ -17,8 +17,19 @@ from fireclaw.paths import Home
 from fireclaw.store.ledger import Head, Problem, Verdict, read, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+_VALUE_MAX: Final = 72
+# Of the names that OpenTelemetry gives, those that tell a person something.
+_TELLING: Final = {
+    "gen_ai.request.model",
+    "gen_ai.tool.name",
+    "gen_ai.tool.call.arguments",
+    "gen_ai.tool.call.result",
+    "gen_ai.usage.input_tokens",
+    "gen_ai.usage.output_tokens",
+}
 
 
 def ledger(arguments: Sequence[str]) -> int:
@@ -63,10 +74,21 @@ def _show(home: Home, *, as_json: bool) -> int:
         if as_json:
             print(json.dumps(asdict(entry)))
         else:
-            who = entry.agent or entry.machine or "-"
-            data = json.dumps(entry.data, ensure_ascii=False)
-            print(clean(f"{entry.seq:>6} {entry.ts} {entry.type:<20} {who:<12} {entry.origin:<5} {data}"))
+            who = entry.agent or (entry.machine or "-")[:12]
+            print(clean(f"{entry.seq:>6} {entry.ts[:19]}Z {entry.type:<18} {who:<12} {_brief(entry.data)}"))
     return 0
+
+
+def _brief(data: Mapping[str, object]) -> str:
+    """Show what people look for in an event; ``--json`` has all of it."""
+    words = []
+    for key, value in data.items():
+        if key.endswith("_id") or (key.startswith("gen_ai.") and key not in _TELLING):
+            continue
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = text if len(text) <= _VALUE_MAX else f"{text[:_VALUE_MAX]}…"
+        words.append(f"{key.removeprefix('gen_ai.')}={text}")
+    return " ".join(words)
 
 
 def _find_anchor(path: Path) -> Head | None:

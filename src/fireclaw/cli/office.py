@@ -47,11 +47,16 @@ def down(arguments: Sequence[str]) -> int:
     parser = Parser("down", "Stop the agents, all machines, the IRC server and the daemon.", examples="  fireclaw down")
     parser.parse_args(arguments)
     home = Home.find()
-    if not home.database.exists():
+    if not _has_traces(home):
         say("nothing is running")
         return 0
-    # Without a daemon there may still be machines and an IRC server: a daemon that was told to detach leaves them.
     return _stop(home)
+
+
+def _has_traces(home: Home) -> bool:
+    """Whether anything may run: a daemon, or what one that was told to detach, or was killed, has left."""
+    machines = home.machines.is_dir() and any(home.machines.iterdir())
+    return home.socket.exists() or home.irc_place.exists() or machines
 
 
 def status(arguments: Sequence[str]) -> int:

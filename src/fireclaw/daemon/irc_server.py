@@ -18,7 +18,6 @@ from fireclaw.store.machines import Role
 from fireclaw.vmm.base import FIRST_USER
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from fireclaw.paths import Home
     from fireclaw.vmm.process import Child, Gate
@@ -74,7 +73,7 @@ class IrcServer:
                 self._gate.rows.remove(row.process_id)
                 continue
             try:
-                settings = self._describe(int(json.loads(self._place.read_text())["port"]))
+                settings = self._describe(int(json.loads(self._home.irc_place.read_text())["port"]))
                 await settings.wait_ready(_READY_S)
             except (OSError, ValueError, KeyError, TypeError, FireclawError) as error:
                 log.warning("the running ngircd is of no use and is replaced: %s", error)
@@ -91,7 +90,7 @@ class IrcServer:
         user = _USER if os.geteuid() == 0 else None
         config = self._home.run / "ngircd.conf"
         settings.write_config(config, user)
-        self._place.write_text(json.dumps({"port": port}))
+        self._home.irc_place.write_text(json.dumps({"port": port}))
         fd = os.open(config, os.O_RDONLY | os.O_CLOEXEC)
         null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         try:
@@ -108,10 +107,6 @@ class IrcServer:
             raise
         self._child = child
         return settings
-
-    @property
-    def _place(self) -> Path:
-        return self._home.run / "irc.json"
 
     def _describe(self, port: int) -> NgircdServer:
         return NgircdServer(
@@ -147,8 +142,8 @@ class IrcServer:
         await self._unwatch()
         if self._child is not None:
             await self._child.stop(grace_s=_STOP_S)
-        for name in ("ngircd.conf", "irc.json"):
-            (self._home.run / name).unlink(missing_ok=True)
+        for path in (self._home.run / "ngircd.conf", self._home.irc_place):
+            path.unlink(missing_ok=True)
         self._child = self.settings = None
 
     async def detach(self) -> None:

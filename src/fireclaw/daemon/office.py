@@ -20,7 +20,7 @@ from fireclaw.daemon.bodies import AgentStatus, IrcStatus, ModelStatus
 from fireclaw.daemon.irc_server import IrcServer
 from fireclaw.daemon.model_process import start_model_process
 from fireclaw.daemon.seats import MachineHands, Seat
-from fireclaw.errors import FireclawError, NotFoundError, SetupError
+from fireclaw.errors import FireclawError, IrcError, NotFoundError, SetupError
 from fireclaw.irc.ngircd import LOOPBACK
 from fireclaw.irc.overseer import AgentLine, Operator, Overseer, TemplateLine
 from fireclaw.llm.gateway import Gateway, State
@@ -78,6 +78,7 @@ class Office:
             reserved=[OVERSEER],
         )
         self._overseer: Overseer | None = None
+        self._seats: dict[str, Seat] = {}
         self._reopening: asyncio.Task[None] | None = None
 
     # -- opening and closing ----------------------------------------------------------------------------------
@@ -100,6 +101,7 @@ class Office:
             await self._rooms.machines.prepare()
             say(f"machines: qemu, {self._rooms.machines.accel}")
             await self._start_overseer(settings)
+            await self._wait_seated()
             await model
         finally:
             model.cancel()
@@ -147,6 +149,15 @@ class Office:
         self._overseer = overseer
         await self._agents.recover()
 
+    async def _wait_seated(self) -> None:
+        """Wait until the agents that came back are on IRC: who is told that all is ready may speak to them."""
+        waits = [seat.wait_ready() for seat in self._seats.values()]
+        try:
+            async with asyncio.timeout(_IRC_S):
+                await asyncio.gather(*waits)
+        except (IrcError, ConnectionError, TimeoutError) as error:
+            log.warning("not all agents are on IRC: %s", error)  # each of them goes on trying
+
     def _record(self, event: str, data: dict[str, object]) -> None:
         self._rooms.ledger.append(event, data)
 
@@ -161,7 +172,7 @@ class Office:
     async def down(self, say: Say) -> None:
         """Close for good: everybody leaves IRC, the servers end."""
         if self.open:
-            say("closing the office")
+            say("closing the office; agents keep what they were told, not the files in their machines")
         await self._leave("going down")
         await self._irc.stop()
         self.open = False
@@ -177,6 +188,7 @@ class Office:
             await asyncio.wait([self._reopening])
             self._reopening = None
         await self._agents.aclose(reason)
+        self._seats.clear()
         if self._overseer is not None:
             await self._overseer.quit(reason)
             self._overseer = None
@@ -211,7 +223,8 @@ class Office:
         settings = self._irc.settings
         if settings is None:
             raise SetupError("the IRC server is not running", hint="run 'fireclaw up'")
-        return Seat(settings.address, nick, on_message, self._overseer)
+        seat = self._seats[nick] = Seat(settings.address, nick, on_message, self._overseer)
+        return seat
 
     # -- for the overseer (fireclaw.irc.overseer.Control) --------------------------------------------------------
 
@@ -223,6 +236,7 @@ class Office:
     async def destroy(self, name: str, by: Person) -> None:
         """End an agent."""
         await self._agents.destroy(name, by.nick)
+        self._seats.pop(name, None)
 
     def list(self) -> Sequence[AgentLine]:
         """The agents."""
@@ -249,9 +263,16 @@ class Office:
         )
 
     def agent_status(self) -> builtins.list[AgentStatus]:
-        """The agents."""
+        """The agents; one whose machine has died has none until it needs the next."""
+        alive = {row.machine_id for row in self._rooms.machines.all()}
         return [
-            AgentStatus(info.name, info.template, info.model, info.state, info.machine or "")
+            AgentStatus(
+                name=info.name,
+                template=info.template,
+                model=info.model,
+                state=info.state,
+                machine=info.machine if info.machine in alive else "",
+            )
             for info in self._agents.list()
         ]
 

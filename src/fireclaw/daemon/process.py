@@ -4,7 +4,7 @@ Life::
 
     start.lock, inherited or taken → daemon.lock, held to the end → log → settings → supervisor → socket
     → ready: told on the pipe, start.lock let go → serve → SIGTERM or SIGINT (detach: machines live on),
-    ``down`` (all was stopped) or idle → socket gone → requests end → supervisor closed → locks gone
+    ``down`` (all was stopped), idle, or out of reach → socket gone → requests end → supervisor closed → locks gone
 
 ``start.lock`` makes one daemon start at a time (fireclaw.cli.start); ``daemon.lock`` makes one live at a time and
 holds its pid. The kernel frees both, however the process ends, so a stale lock cannot exist, and a socket found
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 _LEAVING_S: Final = 30.0  # a daemon that is just ending may take this long until its lock is free
 _RETRY_S: Final = 0.05
 _BACKLOG: Final = 128
+_LOOK_S: Final = 2.0  # for the socket's name
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +216,7 @@ async def _serve(home: Home, config: Config, open_supervisor: OpenSupervisor, te
             await server.start()
             tell_ready()
             log.info("ready")
-            reason = await _wait_end(api, stop, config.daemon.idle_minutes * 60)
+            reason = await _wait_end(api, stop, home.socket, config.daemon.idle_minutes * 60)
             log.info("ends: %s", reason)
         # The socket's name is gone: who comes now starts the next daemon, which waits for our lock.
         await api.aclose()
@@ -243,11 +244,12 @@ def _bound(path: Path) -> Iterator[socket.socket]:
         path.unlink(missing_ok=True)
 
 
-async def _wait_end(api: Api, stop: asyncio.Event, idle_s: float) -> str:
+async def _wait_end(api: Api, stop: asyncio.Event, path: Path, idle_s: float) -> str:
     """Wait for the first reason to end, and name it."""
     reasons: dict[str, Coroutine[object, object, object]] = {
         "told to stop": stop.wait(),
         "all is down": api.down.wait(),
+        f"{path} is gone, so nobody can reach it": _wait_removed(path),
         f"idle for {idle_s:.0f} s": wait_idle(api, idle_s),
     }
     tasks = [asyncio.create_task(wait, name=reason) for reason, wait in reasons.items()]
@@ -257,6 +259,12 @@ async def _wait_end(api: Api, stop: asyncio.Event, idle_s: float) -> str:
         for task in tasks:
             task.cancel()
     return done.pop().get_name()
+
+
+async def _wait_removed(path: Path) -> None:
+    """Return once the socket's name is gone: a logout may take the whole run folder with it."""
+    while path.exists():  # noqa: ASYNC110, ASYNC240 - one look at a name; nothing tells of its end
+        await asyncio.sleep(_LOOK_S)
 
 
 async def wait_idle(api: Api, idle_s: float) -> None:

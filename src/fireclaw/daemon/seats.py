@@ -62,6 +62,15 @@ class Seat:
         """Queue a line."""
         return await self._client.say(target, text, kind, before_send=before_send)
 
+    async def wait_ready(self) -> None:
+        """Wait until it is connected.
+
+        Raises:
+            IrcError: the server refused it for good.
+            ConnectionError: it was closed.
+        """
+        await self._client.wait_ready()
+
     async def quit(self, reason: str) -> None:
         """Say goodbye and close."""
         for task in self._freeing:

@@ -129,7 +129,9 @@ class DaemonSupervisor:
             feeding.cancel()
             await asyncio.wait([feeding])
         assert execution.exit is not None
-        return Exit(execution.exit.status, reason=execution.exit.error)
+        found = execution.exit
+        # The words are the guest's: no person shall take them for ours.
+        return Exit(found.status, reason=f"the machine says: {found.error}" if found.error else "")
 
     async def machines(self) -> list[MachineInfo]:
         """List the machines."""

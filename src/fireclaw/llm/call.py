@@ -89,6 +89,14 @@ class Call:
             kind="bad-output",
         )
 
+    async def warm(self) -> None:
+        """Have the server read the prompt, for a single token; what it answers is of no use.
+
+        Raises:
+            ModelError: the server failed.
+        """
+        await self._attempt(replace(self._request, max_tokens=1), 1)
+
     async def _attempt(self, request: ChatRequest, attempt: int) -> tuple[Usable | Unusable, str]:
         """Ask once, record it, judge it; also tell which model answered."""
         server = self._server

@@ -171,6 +171,20 @@ class Gateway:
                     self._become(State.FAILED, str(error))
                 raise
 
+    async def warm(self, request: ChatRequest) -> None:
+        """Have the embedded server know how an agent's prompts begin, before the first question comes.
+
+        Nothing is asked of a configured server, where it could cost money. A failure is of no matter: the first
+        question meets it again, and tells.
+        """
+        if self._settings.base_url is not None:
+            return
+        with suppress(ModelError):
+            await self._wait_ready()
+            async with self._queue.place(request.agent):
+                server = await self._connect()
+                await Call(server, self._without_useless_tools(request), self._record).warm()
+
     def _without_useless_tools(self, request: ChatRequest) -> ChatRequest:
         if self._entry and self._entry.tools is ToolSupport.NONE:
             return replace(request, tools=())

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 CALL_SECONDS = 30.0
 STDIN_PIECE = 65536
+NOT_EXECUTABLE, NOT_FOUND = 126, 127  # docker's and the shells' statuses of a command that could not be started
+_MAX_REASON = 500  # characters of the guest's that a person gets to see
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Execution:
                         yield kind, payload
                     else:
                         self.exit = _parse_exit(kind, payload)
+                        self._stream.abort()  # nothing more is said on it, and a session has only so many
                         return
             except FrameError as error:
                 self._stream.abort()
@@ -154,7 +157,9 @@ def _parse_exit(kind: Kind, payload: bytes) -> Exit:
         raise FrameError(f"an exit without a status: {problem!r}") from None
     if not isinstance(status, int) or not 0 <= status <= 255 or not isinstance(error, str):
         raise FrameError(f"an exit status of {status!r}")
-    return Exit(status, error[:1000])
+    if error and status not in {NOT_EXECUTABLE, NOT_FOUND}:  # words for a person, where none are called for
+        raise FrameError(f"a reason for the exit status {status}")
+    return Exit(status, error[:_MAX_REASON])
 
 
 async def start(channel: Channel, request: Exec) -> Execution:
@@ -197,7 +202,9 @@ async def _answer(stream: Stream) -> tuple[dict[str, Any], bytes]:
             continue
         if "error" in answer:
             number = answer.get("errno")
-            raise GuestError(str(answer["error"])[:1000], errno=number if isinstance(number, int) else 0)
+            raise GuestError(
+                f"the guest says: {str(answer['error'])[:_MAX_REASON]}", errno=number if isinstance(number, int) else 0
+            )
         return answer, reader.rest
     raise ChannelLostError("the guest ended the stream without an answer")
 
