@@ -65,6 +65,11 @@ class Home:
         return self.run / "irc.json"
 
     @property
+    def irc_settings(self) -> Path:
+        """The IRC server's own configuration, with its passwords."""
+        return self.run / "ngircd.conf"
+
+    @property
     def lock(self) -> Path:
         """Held by the one daemon of this home (flock); holds its pid."""
         return self.run / "daemon.lock"
@@ -133,13 +138,19 @@ class Home:
         """Make the folders (0700) where they are missing.
 
         Raises:
-            SetupError: one cannot be made, with the reason.
+            SetupError: one cannot be made, with the reason, or is another user's, who could put his files in it.
         """
         for folder in (self.data, self.run, self.secrets, self.machines):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                owner = folder.stat().st_uid
             except OSError as error:
                 raise SetupError(
                     f"cannot make the folder {str(folder)!r}: {error.strerror}",
                     hint="set FIRECLAW_HOME to a folder you may write to",
                 ) from error
+            if owner != os.geteuid():
+                raise SetupError(
+                    f"the folder {str(folder)!r} belongs to user {owner}, not to you ({os.geteuid()})",
+                    hint="set FIRECLAW_HOME to a folder of your own",
+                )

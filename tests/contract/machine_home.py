@@ -29,15 +29,16 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 _POLL_S = 0.05
-_BUILT = ("images", "runtimes", "snapshots")
 
 
 @contextmanager
 def private_home() -> Iterator[Home]:
     """A home with a short path and the built runtime, image and snapshot; no process of it is left afterwards."""
-    _have_snapshot()
+    runtime, image = built()
+    _have_snapshot(runtime.digest, image.digest)
     with _short_home() as home:
-        for source in _current():
+        (home.data / "cache").symlink_to(shared_home().data / "cache")
+        for source in _built(runtime.digest, image.digest):
             target = home.data / source.relative_to(shared_home().data)
             target.parent.mkdir(exist_ok=True)
             if source.is_dir():
@@ -49,11 +50,11 @@ def private_home() -> Iterator[Home]:
 
 
 @functools.cache
-def _have_snapshot() -> None:
-    """Have the shared home's snapshot made, so that no private home needs to: that takes a boot."""
-    built()
+def _have_snapshot(runtime: str, image: str) -> None:
+    """Have the shared home's snapshot of these made, so that no private home needs to: that takes a boot."""
+    del runtime, image
     with _short_home() as home:
-        for name in _BUILT:
+        for name in ("images", "runtimes", "snapshots"):
             source = shared_home().data / name
             source.mkdir(exist_ok=True)
             (home.data / name).symlink_to(source)
@@ -68,16 +69,15 @@ def _short_home() -> Iterator[Home]:
         yield Home(Path(folder), Path(folder) / "run", Path(folder))
 
 
-def _current() -> Iterator[Path]:
+def _built(runtime: str, image: str) -> Iterator[Path]:
     """What of the shared home machines are made from now; it keeps older ones, too."""
-    runtime, image = built()
     home = shared_home()
-    yield from (home.runtimes / "packages.json", home.runtimes / runtime.digest)
-    yield from (home.images / "names.json", home.images / image.digest)
+    yield from (home.runtimes / "packages.json", home.runtimes / runtime)
+    yield from (home.images / "names.json", home.images / image)
     for manifest in home.snapshots.glob("*/manifest.json"):
         with contextlib.suppress(FileNotFoundError):  # somebody prunes there
             made_of = json.loads(manifest.read_text())
-            if (made_of["runtime"], made_of["image"]) == (runtime.digest, image.digest):
+            if (made_of["runtime"], made_of["image"]) == (runtime, image):
                 yield manifest.parent
 
 

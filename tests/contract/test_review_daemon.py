@@ -8,10 +8,16 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from api_office import CommandLine, daemon_pid, startable_home
+from api_office import CommandLine, daemon_pid, short_home, startable_home
+
+from fireclaw.daemon.doctor import State, _check_port
+from fireclaw.daemon.irc_server import IrcServer
+from fireclaw.store.database import Database
+from fireclaw.store.machines import ProcessRows
+from fireclaw.vmm.process import Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
 
 @pytest.fixture
@@ -37,3 +43,41 @@ async def test_a_daemon_out_of_reach_makes_room(line: CommandLine) -> None:
         asyncio.get_running_loop().remove_reader(ended)
     os.close(ended)
     assert (await line.call("run", "--", "cat", stdin=b"x"))[:2] == (0, b"x")
+
+
+@pytest.fixture
+async def irc() -> AsyncIterator[IrcServer]:
+    """The managed IRC server of a home."""
+    with short_home() as home:
+        home.make()
+        database = Database(home.database)
+        server = IrcServer(home, Gate(ProcessRows(database), "review00"), 0)
+        await server.start()
+        yield server
+        await server.stop()
+        database.close()
+
+
+async def test_doctor_knows_our_irc_server(irc: IrcServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While our own IRC server runs, its port counts as ours, not as taken by a stranger."""
+    assert irc.settings is not None
+    monkeypatch.setenv("FIRECLAW_IRC_PORT", str(irc.settings.port))
+
+    state, reason, _ = _check_port(irc._home)
+
+    assert (state, reason.startswith("our IRC server")) == (State.OK, True)
+
+
+async def test_an_irc_server_is_started_again_once_that_is_possible(irc: IrcServer) -> None:
+    """A server that died while nothing could be written is tried again, and comes back."""
+    settings, child = irc.settings, irc._child
+    assert settings is not None
+    assert child is not None
+    shutil.rmtree(irc._home.run)
+    child.kill()
+    await child.wait()
+    await asyncio.sleep(0.1)  # its watcher has tried once
+
+    irc._home.make()
+
+    await settings.wait_ready(10)

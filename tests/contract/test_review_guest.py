@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fireclaw.errors import ChannelLostError
+from fireclaw.errors import ChannelLostError, GuestError
 from fireclaw.guest.loop import Loop
 from fireclaw.machines import calls
 from fireclaw.machines.calls import Exec, Exit
@@ -77,6 +77,12 @@ async def test_a_file_that_cannot_be_read_ends_only_its_stream(channel: Channel)
         await calls.read_file(channel, "/proc/self/mem", 10)
 
     assert await finish(channel, "true") == Exit(0)
+
+
+async def test_a_large_file_that_cannot_be_written_is_told_at_once(channel: Channel) -> None:
+    """The reason reaches a host that still has more to send than a stream's window."""
+    with pytest.raises(GuestError, match="No such file"):
+        await calls.write_file(channel, "/no/such/folder/file", bytes(1_000_000), timeout_s=5)
 
 
 def test_a_call_that_asks_for_another_turn_waits_for_the_others() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,9 @@ from fireclaw.machines import machines as module
 from fireclaw.machines.calls import Exec
 from fireclaw.machines.machine import Machine
 from fireclaw.store.ledger import read
-from fireclaw.store.machines import MachineRow, MachineState, Purpose
+from fireclaw.store.machines import MachineRow, MachineState, Purpose, Role
 from fireclaw.testing.guest import LocalGuest
+from fireclaw.vmm import qemu
 from fireclaw.wire.hello import new_magic
 
 if TYPE_CHECKING:
@@ -197,3 +199,43 @@ async def test_waiting_for_a_builder_keeps_nobody_from_working(rooms: Rooms) -> 
         await asyncio.wait(waiting)
         await asyncio.get_running_loop().shutdown_default_executor()
     os.close(held)
+
+
+async def test_a_model_server_that_died_with_its_daemon_leaves_no_row(rooms: Rooms) -> None:
+    """The row of a model server of a killed daemon goes when the next one starts."""
+    rooms.gate.rows.plan("00000000", Role.MODEL, "model")
+    rooms.gate.rows.start("00000000", pid=2**22, start_time=1, boot_id="of another boot")
+
+    await DaemonSupervisor(rooms).recover()
+
+    assert rooms.gate.rows.all() == []
+
+
+async def test_a_name_is_free_once_its_machine_began_to_end(rooms: Rooms) -> None:
+    """Whoever makes a machine anew under the name of one that is just ending waits for that, and gets it."""
+    first = await rooms.machines.create(Purpose.AGENT, name="worker")
+    await first.settled()
+
+    rooms.machines.end_soon(first)
+    second = await rooms.machines.create(Purpose.AGENT, name="worker")
+
+    assert rooms.machines.get("worker") is second
+
+
+async def test_dead_machines_do_not_add_up_when_a_daemon_starts(rooms: Rooms, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that do not answer cost a starting daemon the time of one of them, and are removed."""
+    monkeypatch.setattr(qemu, "_START_S", 1.0)
+    for name in ("one", "two", "three"):
+        machine = await rooms.machines.create(Purpose.NAMED, name=name)
+        await machine.settled()
+    await rooms.machines.aclose(keep=True)
+    for row in rooms.gate.rows.all():
+        assert row.pid is not None
+        os.kill(row.pid, signal.SIGSTOP)
+
+    async with asyncio.timeout(2.5):
+        removed = await rooms.machines.adopt()
+
+    assert len(removed) == 3
+    assert rooms.machines.all() == []
+    assert rooms.gate.rows.all() == []

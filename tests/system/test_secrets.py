@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from talk_office import furnished, until
+from machine_home import until
+from talk_office import furnished
 from talk_scanner import argv_holders, file_holds, folder_holds, process_holds, squashfs_holds
 
 from fireclaw.testing.scripted_model import Rule, call
@@ -46,7 +48,9 @@ GUEST_MEMORY = 256 << 20
 @pytest.fixture(scope="module")
 def office() -> Iterator[Office]:
     """An open office whose every secret is a canary, with a snapshot of its own and an agent that has looked around."""
-    with furnished(RULES, key=KEY, shares=("images", "runtimes"), FOO_SECRET=VARIABLE) as office:
+    with furnished(RULES, key=KEY, FOO_SECRET=VARIABLE) as office:
+        for snapshot in office.home.snapshots.iterdir():
+            shutil.rmtree(snapshot)
         office.home.secrets.mkdir(mode=0o700)
         for name, word in (("irc-server", SERVER), ("irc-operator", OPERATOR)):
             path = office.home.secrets / name
@@ -124,9 +128,13 @@ def test_no_secret_is_in_a_command_line_or_a_child_s_environment(office: Office)
 
 
 def test_no_secret_is_written_down(office: Office) -> None:
-    """Of the files of the home only the secrets themselves and ngircd's configuration hold one, for their owner alone."""
+    """Only the files of the secrets and ngircd's configuration hold one, and only their owner may read them."""
     holders = folder_holds(office.home.data, CANARY)
-    allowed = {office.home.secrets / "irc-server", office.home.secrets / "irc-operator", office.home.run / "ngircd.conf"}
+    allowed = {
+        office.home.secrets / "irc-server",
+        office.home.secrets / "irc-operator",
+        office.home.run / "ngircd.conf",
+    }
     assert set(holders) == allowed
     assert all(path.stat().st_mode & 0o077 == 0 for path in holders)
 

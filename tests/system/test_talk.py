@@ -17,9 +17,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import assert_nothing_left
-from talk_office import furnished, until
+from machine_home import kill, until
+from talk_office import furnished
 
+from conftest import assert_nothing_left
 from fireclaw.testing.scripted_model import Rule, call
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def worker(office: Office, ann: Ii) -> str:
 
 
 def test_an_answer_can_be_followed_back_to_its_question(office: Office, ann: Ii, worker: str) -> None:
-    """An operator's question is answered with what stands in the agent's machine, and the ledger joins the way by ids."""
+    """A question is answered with what stands in the agent's machine, and the ledger joins the way by ids."""
     machine = office.machine_of(worker)
     wrote = office.cli("exec", worker, "--", "sh", "-c", f"echo {WORD} > /tmp/word.txt")
     assert (wrote.returncode, wrote.stderr) == (0, b"")
@@ -242,6 +243,21 @@ def test_agents_do_not_answer_each_other(office: Office, ann: Ii, worker: str) -
     assert [entry.data["by"] for entry in office.entries("agent.destroyed")] == ["ann"]
 
 
+def test_agents_work_side_by_side(ann: Ii, worker: str) -> None:
+    """More agents of a template get names of their own; each answers what it is asked, and ends on its own."""
+    for name in ("worker2", "worker3"):
+        ann.say("#control", "!invoke worker")
+        ann.wait("#control", "notice", f"^{name} is coming")
+        ann.wait("#agents", "news", rf"^{name}\(\S+\) has joined")
+    for name in (worker, "worker2", "worker3"):
+        ann.say("#agents", f"{name}: hello")
+    answers = [ann.wait("#agents", "said", "^ann: hello there$") for _ in range(3)]
+    assert {answer.nick for answer in answers} == {worker, "worker2", "worker3"}
+    for name in ("worker2", "worker3"):
+        ann.say("#control", f"!destroy {name}")
+        ann.wait("#control", "notice", f"^{name} is gone$")
+
+
 def test_a_model_server_that_is_away_is_told_and_forgiven(office: Office, ann: Ii, worker: str) -> None:
     """While the server is away the agent says why and ends its turn; once it is back the next question is answered."""
     office.model.kill()
@@ -269,17 +285,20 @@ def test_up_is_harmless_where_all_is_up(office: Office, ann: Ii, worker: str) ->
 
 
 def test_a_new_daemon_goes_on_with_its_agents(office: Office, ann: Ii, worker: str) -> None:
-    """After a restart the agent has its nick, which a squatter held, and its machine with all that is in it."""
+    """After a restart agent and overseer have the nicks that squatters held, and the machine is as it was."""
     machine = office.machine_of(worker)
     assert ann.ask(worker, "note it") == "noted, crane"
     pid = office.cli.daemon_pid
-    os.kill(pid, signal.SIGTERM)
+    kill(pid, signal.SIGTERM)
     assert "restarting" in ann.wait("", "news", rf"^{worker}\(\S+\) has quit").text
-    with office.person(worker) as squatter:
+    ann.wait("", "news", r"^overseer\(\S+\) has quit")
+    with office.person(worker) as squatter, office.person("overseer"):
         squatter.join("#agents")
         assert office.cli("ps").returncode == 0
         assert office.cli.daemon_pid != pid
         ann.wait("", "news", f"^{worker}-1 changed nick to {worker}$")
+    ann.say("#control", "!list")
+    ann.wait("#control", "notice", f"^{worker} ")
     assert ann.ask(worker, "look it up") == "the note says crane"
     assert office.machine_of(worker) == machine
     assert office.cli("ledger", "verify").returncode == 0
@@ -290,7 +309,7 @@ def test_a_question_survives_the_daemon_that_heard_it(office: Office, ann: Ii, w
     waiting = len(office.entries("tool.call", gen_ai__tool__call__arguments=WAITING))
     ann.say("#agents", f"{worker}: wait for me")
     until(lambda: len(office.entries("tool.call", gen_ai__tool__call__arguments=WAITING)) > waiting, "the turn waits")
-    os.kill(office.cli.daemon_pid, signal.SIGKILL)
+    kill(office.cli.daemon_pid)
     ann.wait("", "news", rf"^{worker}\(\S+\) has quit")
     assert office.cli("ps").returncode == 0
     assert ann.wait("#agents", "said", "^ann: ", nick=worker).text == "ann: I was interrupted"
@@ -303,7 +322,7 @@ def test_a_machine_that_dies_is_told_and_replaced(office: Office, ann: Ii, worke
     """The next command fails in words, and the one after it has a new machine."""
     machine = office.machine_of(worker)
     (vmm,) = office.children("vmm")
-    os.kill(vmm, signal.SIGKILL)
+    kill(vmm)
     until(lambda: not _machines(office), "its death is seen")
     (agent,) = office.cli.json("status", "--json")["agents"]
     assert agent["machine"] == ""
@@ -313,8 +332,23 @@ def test_a_machine_that_dies_is_told_and_replaced(office: Office, ann: Ii, worke
     assert office.cli("exec", worker, "--", "true").returncode == 0
 
 
-def test_the_ledger_of_all_this_is_unbroken(office: Office) -> None:
-    """Everything that was said and done hangs in one chain."""
+def test_down_is_quick_and_up_brings_the_agents_back(office: Office, ann: Ii, worker: str) -> None:
+    """Down in the middle of a turn ends all within seconds; the next up has the agent again, and its turn ends."""
+    ann.say("#agents", f"{worker}: wait until all is down")
+    line = until(lambda: office.entries("irc.line", text="wait until all is down"), "it is heard")[0].data["line_id"]
+    until(lambda: office.entries("tool.call", turn_id=f"t{line}"), "the turn waits")
+    began = time.monotonic()
+    assert office.cli("down").returncode == 0
+    assert time.monotonic() - began < 10
+    assert_nothing_left(office.home.data)
+    assert office.cli("up", "--detach").returncode == 0
+    del office.irc  # a free port was picked anew
+    with office.person("zoe") as zoe:
+        zoe.join("#agents")
+        done = until(lambda: office.entries("turn.done", line_id=line), "the turn ends")
+        assert [entry.data["answer"] for entry in done] == ["I was interrupted"]
+        until(lambda: any(worker in line.text for line in zoe.lines("") + zoe.lines("#agents")), "the agent is there")
+        assert zoe.ask(worker, "look it up") == "there is no note"
     verified = office.cli("ledger", "verify")
     assert verified.returncode == 0, verified.stdout
 

@@ -393,10 +393,11 @@ def test_stop_without_a_turn_is_answered() -> None:
 
 
 def test_a_dismissed_agent_tells_everybody() -> None:
-    """Who asked and who waits hears that the agent goes, and so does who comes later."""
+    """Who asked and who waits hears once that the agent goes, and so does who comes later."""
     book = Book()
     book.play(Heard(line()))
     book.play(Heard(line("2", sender="bob")))
+    book.play(Heard(line("2b", sender="bob")))
     book.play(Dismissed("carol"))
     assert book.said == [
         (MessageKind.ANSWER, "alice: stopped: I am being destroyed, as carol wants it"),

@@ -155,8 +155,9 @@ def test_a_private_line_is_always_for_the_agent() -> None:
         Message(Prefix("Worker", "~w", "localhost"), "worker", "hello", "", Kind.PRIVMSG),
         Message(Prefix("irc.test"), "worker", "hello", "", Kind.PRIVMSG),
         Message(ALICE, "#agents", "hugs worker", "", Kind.ACTION),
+        Message(ALICE, "#agents", "!destroy worker", "", Kind.PRIVMSG),
     ],
 )
 def test_what_is_never_answered(message: Message) -> None:
-    """A NOTICE, a bot, one of our own agents, itself, a server, and talk about it are let go."""
+    """A NOTICE, a bot, one of our own agents, itself, a server, talk about it and commands are let go."""
     assert addressed_text(message, "worker", {"worker", "coder"}) is None

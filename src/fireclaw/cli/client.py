@@ -6,8 +6,11 @@ body can be read while the request's is still being written; ``fireclaw run`` ne
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import socket
+import struct
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from fireclaw.errors import ConflictError, FireclawError, InvalidError, NotFoundError, SetupError
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 _RECEIVE: Final = 1 << 16
 _HEAD_MAX: Final = 1 << 16
+_CREDENTIALS: Final = struct.Struct("iII")  # pid, uid, gid: unix(7)
 _CLASSES: Final = {kind.code: kind for kind in (ConflictError, InvalidError, NotFoundError, SetupError)}
 
 
@@ -105,6 +109,7 @@ class Connection:
 
         Raises:
             OSError: as connect(2) has it; FileNotFoundError and ConnectionRefusedError: there is no daemon.
+            PermissionError: another user listens there, who would read the commands and invent the answers.
         """
         self.socket = socket.socket(socket.AF_UNIX)
         self._dechunker: Dechunker | None = None
@@ -112,6 +117,9 @@ class Connection:
         self._length = 0
         try:
             self.socket.connect(str(path))
+            _, owner, _ = _CREDENTIALS.unpack(self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            if owner != os.geteuid():
+                raise PermissionError(errno.EACCES, f"user {owner} listens there")
         except OSError:
             self.socket.close()
             raise

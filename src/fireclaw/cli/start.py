@@ -90,7 +90,7 @@ def _connect(home: Home, *, start: bool) -> Connection:
 def _try_connect(home: Home) -> Connection | None:
     try:
         return Connection(home.socket)
-    except (FileNotFoundError, ConnectionRefusedError):
+    except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         return None
     except OSError as error:
         raise SetupError(

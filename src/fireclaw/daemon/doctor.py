@@ -228,15 +228,14 @@ def _lock_holder(home: Home) -> str | None:
 
 
 def _find_our_ngircd(home: Home) -> str | None:
-    """Return the pid of an ngircd whose configuration lies in our folders."""
-    folders = {os.fsencode(home.data), os.fsencode(home.run)}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    """Return the pid of the ngircd that holds our configuration open; no path of it stands in its arguments."""
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            command = path.read_bytes().split(b"\0")
-        except OSError:  # it ended while we looked
+            ours = (process / "comm").read_text() == "ngircd\n"
+            if ours and any(link.readlink() == home.irc_settings for link in (process / "fd").iterdir()):
+                return process.name
+        except OSError:  # it ended while we looked, or is another's
             continue
-        if command[0].endswith(b"ngircd") and any(word.startswith(tuple(folders)) for word in command[1:]):
-            return path.parent.name
     return None
 
 

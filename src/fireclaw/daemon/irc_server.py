@@ -18,7 +18,6 @@ from fireclaw.store.machines import Role
 from fireclaw.vmm.base import FIRST_USER
 
 if TYPE_CHECKING:
-
     from fireclaw.paths import Home
     from fireclaw.vmm.process import Child, Gate
 
@@ -28,7 +27,7 @@ OWNER: Final = "irc"
 _USER: Final = FIRST_USER + (1 << 20)  # where we are root; machines have the numbers below
 _READY_S: Final = 20.0
 _STOP_S: Final = 5.0
-_PAUSE_S: Final = 1.0  # before a server that died is started again; doubled each time up to a minute
+_PAUSE_S: Final = 1.0  # before a server that died again so soon is started; doubled each time up to a minute
 _LONGEST_PAUSE_S: Final = 60.0
 _HEALTHY_S: Final = 60.0
 
@@ -88,7 +87,7 @@ class IrcServer:
         check_port(port)
         settings = self._describe(port)
         user = _USER if os.geteuid() == 0 else None
-        config = self._home.run / "ngircd.conf"
+        config = self._home.irc_settings
         settings.write_config(config, user)
         self._home.irc_place.write_text(json.dumps({"port": port}))
         fd = os.open(config, os.O_RDONLY | os.O_CLOEXEC)
@@ -119,21 +118,22 @@ class IrcServer:
     async def _watch(self) -> None:
         """Start it again whenever it dies, on the same port: clients come back by themselves."""
         loop = asyncio.get_running_loop()
-        pause = _PAUSE_S
+        pause = 0.0
         while True:
             assert self._child is not None
             assert self.settings is not None
             began = loop.time()
             status = await self._child.wait()
             log.warning("ngircd ended with status %s; it is started again", status)
-            pause = _PAUSE_S if loop.time() - began > _HEALTHY_S else min(2 * pause, _LONGEST_PAUSE_S)
+            pause = 0.0 if loop.time() - began > _HEALTHY_S else pause
             self._port = self.settings.port
             while True:
+                await asyncio.sleep(pause)
+                pause = min(max(_PAUSE_S, 2 * pause), _LONGEST_PAUSE_S)
                 try:
                     await self._launch()
-                except FireclawError as error:
+                except (FireclawError, OSError) as error:
                     log.error("cannot start ngircd: %s", error)  # noqa: TRY400 - an expected error, told as such
-                    await asyncio.sleep(pause)
                 else:
                     break
 
@@ -142,7 +142,7 @@ class IrcServer:
         await self._unwatch()
         if self._child is not None:
             await self._child.stop(grace_s=_STOP_S)
-        for path in (self._home.run / "ngircd.conf", self._home.irc_place):
+        for path in (self._home.irc_settings, self._home.irc_place):
             path.unlink(missing_ok=True)
         self._child = self.settings = None
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from fireclaw.vmm.process import Child, Gate
 
+OWNER = "model"
 _LINE_MAX = 1 << 20
 
 
@@ -52,7 +53,7 @@ async def start_model_process(gate: Gate, argv: Sequence[str]) -> ModelProcess:
     """Start the model server, recorded first."""
     read, write = os.pipe2(os.O_CLOEXEC)
     try:
-        child = gate.start(argv, role=Role.MODEL, owner_id="model", keep_stdin=True, stdout=write, die_with_us=True)
+        child = gate.start(argv, role=Role.MODEL, owner_id=OWNER, keep_stdin=True, stdout=write, die_with_us=True)
     except BaseException:
         os.close(read)
         raise

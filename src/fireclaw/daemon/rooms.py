@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fireclaw.daemon.narrator import Narrator
+from fireclaw.errors import SetupError
 from fireclaw.images.store import ImageStore
 from fireclaw.machines.machines import Machines
 from fireclaw.store.database import Database
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
     from fireclaw.config import Config
     from fireclaw.paths import Home
+
+log = logging.getLogger(__name__)
 
 _ANCHOR_S = 10.0  # at most so much of the ledger is lost with the host's power
 
@@ -70,7 +74,10 @@ async def open_rooms(home: Home, config: Config) -> AsyncIterator[Rooms]:
 async def _anchor_often(rooms: Rooms) -> None:
     while True:
         await asyncio.sleep(_ANCHOR_S)
-        _anchor(rooms)
+        try:
+            _anchor(rooms)
+        except SetupError as error:
+            log.warning("the ledger is not anchored: %s", error)  # a full disk may have room again later
 
 
 def _anchor(rooms: Rooms) -> None:

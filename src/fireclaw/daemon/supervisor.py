@@ -12,6 +12,7 @@ import logging
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from fireclaw.daemon import model_process
 from fireclaw.daemon.bodies import Exit, MachineInfo, Status, VmmStatus
 from fireclaw.daemon.commands import recorded
 from fireclaw.daemon.office import Office
@@ -66,6 +67,7 @@ class DaemonSupervisor:
         """Adopt machines, open the office again if it was open; say in the log what was removed."""
         for line in await self._rooms.machines.adopt():
             log.info("removed %s", line)
+        await self._rooms.gate.sweep(model_process.OWNER)  # it died with its daemon; its row did not
         await self._office.recover()
 
     async def aclose(self) -> None:

@@ -125,14 +125,17 @@ class WriteFile:
         return fd
 
     def _opened(self, result: int | Exception) -> None:
+        early, self._early = self._early, []
         if isinstance(result, Exception):
             self._session.answer(self._stream, _failure(result))
+            # Granted back, or a host that is still sending would never come to read the answer.
+            self._session.mux.consumed(self._stream, sum(map(len, early)))
+            self._session.flush()
             return
         self._fd = result
         if not self._stream.open:
             self.reset()
             return
-        early, self._early = self._early, []
         for payload in early:
             self._write(payload)
         if self._finished:

@@ -153,9 +153,9 @@ def _parse_exit(kind: Kind, payload: bytes) -> Exit:
     try:
         value = json.loads(payload)
         status, error = value["status"], value.get("error", "")
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         raise FrameError(f"an exit without a status: {problem!r}") from None
-    if not isinstance(status, int) or not 0 <= status <= 255 or not isinstance(error, str):
+    if type(status) is not int or not 0 <= status <= 255 or not isinstance(error, str):
         raise FrameError(f"an exit status of {status!r}")
     if error and status not in {NOT_EXECUTABLE, NOT_FOUND}:  # words for a person, where none are called for
         raise FrameError(f"a reason for the exit status {status}")

@@ -157,6 +157,11 @@ class Machines:
             await asyncio.shield(self._forget(row))
             raise
         self._own(machine)
+        try:
+            await machine.vm.resume()
+        except BaseException:
+            self.end_soon(machine)
+            raise
         return machine
 
     async def _until_free(self, name: str) -> None:
@@ -166,17 +171,16 @@ class Machines:
             await asyncio.wait([ending])
 
     async def _clone(self, row: MachineRow, runtime: Runtime, image: Image, snapshot: Loaded) -> Machine:
+        """Make a clone that has all it needs to begin and stands still."""
         vm = await Qemu.clone(self._spec_of(row, runtime, image), self._gate, snapshot.memory, paused=True)
-        self._note_made(row, image.name, "clone")
         try:
+            self._note_made(row, image.name, "clone")
             # Hello and identity lie in the port before the guest wakes: it finds them at its first look.
             hostname = row.name or f"fc-{_short(row.machine_id)[:8]}"
-            machine = await Machine.connect(row, vm, hostname=hostname, on_settled=self._made)
-            await vm.resume()
+            return await Machine.connect(row, vm, hostname=hostname, on_settled=self._made)
         except BaseException:
             await asyncio.shield(vm.shutdown())
             raise
-        return machine
 
     def _made(self, machine: Machine) -> None:
         """Note that a clone has taken its identity; before that, no later daemon may adopt it."""
@@ -271,9 +275,10 @@ class Machines:
         )
 
     def _spec_of(self, row: MachineRow, runtime: Runtime, image: Image) -> VmSpec:
-        return self._spec(
+        spec = self._spec(
             runtime, image, Accel(row.accel), memory_mib=row.memory_mib, machine_id=row.machine_id, slot=row.slot
         )
+        return replace(spec, tied=row.purpose not in _KEPT_BY_NAME)
 
     def _machine_folder(self, machine_id: str) -> Path:
         return self._home.machines / _short(machine_id)
@@ -414,12 +419,7 @@ class Machines:
 
     async def _forget(self, row: MachineRow) -> None:
         """Remove what is left of a machine: stray processes, its folder, its row."""
-        for process in self._gate.rows.of(row.machine_id):
-            if child := self._gate.adopt(process):
-                child.kill()
-                await child.wait()
-            else:
-                self._gate.rows.remove(process.process_id)
+        await self._gate.sweep(row.machine_id)
         await asyncio.to_thread(shutil.rmtree, self._machine_folder(row.machine_id), ignore_errors=True)
         self._rows.remove(row.machine_id)
 
@@ -518,8 +518,16 @@ class Machines:
         )
 
     async def prune(self) -> list[str]:
-        """Remove what no row names: processes with our mark, folders, half-made files; return what went."""
+        """Remove what nobody owns, and return what went.
+
+        That is: rows whose machine ended while the store refused to be written; processes with our mark and folders
+        that no row names; half-made files; runtimes, images and snapshots that newer ones replaced.
+        """
         removed = []
+        for row in self._rows.all():
+            if not self._is_somebodys(row):
+                await self._forget(row)
+                removed.append(f"machine {row.name or _short(row.machine_id)}")
         known = {row.machine_id for row in self._rows.all()}
         for pid, machine_id in self._gate.find_marked().items():
             if machine_id not in known and self._gate.kill_stray(pid):
@@ -535,6 +543,11 @@ class Machines:
         async with self._making:  # one that is half written is somebody's until then
             removed += await asyncio.to_thread(self._prune_snapshots)
         return removed
+
+    def _is_somebodys(self, row: MachineRow) -> bool:
+        """Whether a machine lives, is being ended, or is being made."""
+        machine_id = row.machine_id
+        return machine_id in self._machines or machine_id in self._endings or row.state is MachineState.MAKING
 
     def _prune_snapshots(self) -> list[str]:
         """Remove snapshots of runtimes and images that are no more."""

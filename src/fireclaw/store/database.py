@@ -23,6 +23,8 @@ VERSION: Final = 1
 SCHEMAS: Final = (hosts.SCHEMA, machines.SCHEMA, agents.SCHEMA, ledger.SCHEMA)
 
 _VERSION_SCHEMA = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);"
+# Primary result codes (sqlite.org/rescode.html) that are the host's fault, not a mistake in a statement.
+_HOST_REFUSES: Final = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY}
 _BUSY_S = 5.0  # another process holds the write lock only for the length of one commit
 
 
@@ -95,17 +97,25 @@ class Database:
 
         A block inside another joins it. There must be no ``await`` inside: the connection is shared, so whatever
         else ran meanwhile would become part of the transaction.
+
+        Raises:
+            SetupError: the disk is full or refuses; nothing was changed.
         """
         if self._connection.in_transaction:
             yield self._connection
             return
-        self._connection.execute("BEGIN IMMEDIATE")
         try:
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
-        except BaseException:
+            self._connection.commit()
+        except BaseException as error:
+            # A failed commit, too, may leave the transaction open, and the next one would join it unseen.
             self._connection.rollback()
+            if isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & 0xFF in _HOST_REFUSES:
+                raise SetupError(
+                    f"cannot write the store {str(self.path)!r}: {error}", hint="is there room on its disk?"
+                ) from error
             raise
-        self._connection.commit()
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[sqlite3.Row]:
         """All rows of a SELECT."""

@@ -58,6 +58,7 @@ class VmSpec:
         folder: the machine's own run folder, 0700, made and removed by the caller; holds sockets.
         slot: the machine's slot; user and group id follow from it where we are root.
         cmdline: more words for the kernel command line.
+        tied: the kernel ends the VMM when this process dies, for nobody would adopt it or keep its time limits.
     """
 
     machine_id: str
@@ -72,6 +73,7 @@ class VmSpec:
     folder: Path
     slot: int
     cmdline: tuple[str, ...] = ()
+    tied: bool = False
 
     @property
     def user(self) -> int | None:

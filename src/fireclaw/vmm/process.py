@@ -247,6 +247,15 @@ class Gate:
             return None
         return Child(row.process_id, row.pid, pidfd, rows=self.rows, log=_reopen_log(row.pid))
 
+    async def sweep(self, owner_id: str) -> None:
+        """End what an earlier daemon's death has left of an owner's processes, and remove their rows."""
+        for row in self.rows.of(owner_id):
+            if child := self.adopt(row):
+                child.kill()
+                await child.wait()
+            else:
+                self.rows.remove(row.process_id)
+
     def find_marked(self) -> dict[int, str]:
         """Look through all processes for marks of this home.
 

@@ -335,6 +335,7 @@ def _start(spec: VmSpec, gate: Gate, memory: int | None, *, clone: bool) -> tupl
             fds=fds.all(),
             user=spec.user,
             groups=_groups(spec),
+            die_with_us=spec.tied,
         )
         undo.pop_all()
     return child, qmp

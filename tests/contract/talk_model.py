@@ -110,7 +110,7 @@ def main() -> None:
     params.ui = False
     params.cache_ram_mib = 0
     server = xllamacpp.Server(params)
-    print("loaded", flush=True)
+    print("loaded", flush=True)  # noqa: T201 - our parent waits for it
     sys.stdin.read()
     assert server, "it lives as long as its object"
     os._exit(0)  # an orderly end would wait for what it is still writing

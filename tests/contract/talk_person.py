@@ -83,6 +83,11 @@ class Person:
         """What somebody has said so far where this person could hear it."""
         return [line.text for line in self.heard if (line.nick, line.command) == (nick, command)]
 
+    @property
+    def commands(self) -> set[str]:
+        """The commands and numbers that the server has sent."""
+        return {line.command for line in self.heard}
+
     def wait(self, is_so: Callable[[], object], what: str, *, seconds: float = _PATIENCE_S) -> None:
         """Wait until something is so; looked at after each line that comes."""
         with self._changed:

@@ -55,19 +55,15 @@ def file_holds(path: Path, word: str) -> bool:
 
 def folder_holds(folder: Path, word: str) -> list[Path]:
     """The files below a folder that have a word in their name or in them; links are not followed."""
-    found = []
-    for root, _, names in os.walk(folder):
-        for path in (Path(root, name) for name in names):
-            if word in path.name or (path.is_file() and not path.is_symlink() and file_holds(path, word)):
-                found.append(path)
-    return found
+    paths = (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+    return [path for path in paths if word in path.name or (_is_file(path) and file_holds(path, word))]
 
 
 def squashfs_holds(image: Path, word: str) -> list[Path]:
     """The files of a packed file system that have a word in them."""
     with tempfile.TemporaryDirectory(prefix="fct-drive-") as folder:
         unpacked = Path(folder, "root")
-        command = ["unsquashfs", "-no-progress", "-no-xattrs", "-quiet", "-dest", unpacked, image]
+        command: list[str | Path] = ["unsquashfs", "-no-progress", "-no-xattrs", "-quiet", "-dest", unpacked, image]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return [path.relative_to(unpacked) for path in folder_holds(unpacked, word)]
 
@@ -76,6 +72,10 @@ def argv_holders(word: str) -> list[int]:
     """The processes of this host that have a word in their command line."""
     needles = forms_of(word)
     return [pid for pid, line in _command_lines() if any(needle in line for needle in needles)]
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _command_lines() -> Iterator[tuple[int, bytes]]:
