@@ -88,12 +88,14 @@ class Person:
         """The commands and numbers that the server has sent."""
         return {line.command for line in self.heard}
 
-    def wait(self, is_so: Callable[[], object], what: str, *, seconds: float = _PATIENCE_S) -> None:
+    def wait(self, is_so: Callable[[], object], what: str) -> None:
         """Wait until something is so; looked at after each line that comes."""
+        assert self.watch(is_so, _PATIENCE_S), f"not within {_PATIENCE_S} s: {what}; the last lines: {self.heard[-10:]}"
+
+    def watch(self, is_so: Callable[[], object], seconds: float) -> bool:
+        """Wait so long for something to be so, and tell whether it is."""
         with self._changed:
-            assert self._changed.wait_for(is_so, timeout=seconds), (
-                f"not within {seconds} s: {what}; the last lines: {self.heard[-10:]}"
-            )
+            return bool(self._changed.wait_for(is_so, timeout=seconds))
 
     def _live(self) -> None:
         while not self._leaving.is_set():

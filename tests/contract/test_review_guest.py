@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
-from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from review_limits import descriptors, few_descriptors
 
 from fireclaw.errors import ChannelLostError, GuestError
 from fireclaw.guest.loop import Loop
@@ -16,10 +14,11 @@ from fireclaw.machines import calls
 from fireclaw.machines.calls import Exec, Exit
 from fireclaw.machines.channel import Channel
 from fireclaw.testing.guest import LocalGuest
+from fireclaw.wire.frames import Kind, pack
 from fireclaw.wire.hello import new_magic
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
 
 @pytest.fixture
@@ -29,24 +28,6 @@ async def channel() -> AsyncIterator[Channel]:
         channel = await Channel.open(guest.connect(), new_magic())
         yield channel
         await channel.aclose()
-
-
-def descriptors() -> set[int]:
-    """The descriptors that this process has open; one is this look's own."""
-    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir()}
-
-
-@contextmanager
-def few_descriptors(more: int) -> Iterator[None]:
-    """Let this process open only so many descriptors more."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    used = descriptors()
-    free = [fd for fd in range(len(used) + more + 1) if fd not in used]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free[more], hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def finish(channel: Channel, *argv: str) -> Exit | None:
@@ -75,6 +56,18 @@ async def test_a_file_that_cannot_be_read_ends_only_its_stream(channel: Channel)
     """A file that opens and then refuses to be read is an error of that call; guestd goes on."""
     with pytest.raises(ChannelLostError, match="reset"):
         await calls.read_file(channel, "/proc/self/mem", 10)
+
+    assert await finish(channel, "true") == Exit(0)
+
+
+@pytest.mark.parametrize("said", [b"[" * 60_000, b'{"signal": Infinity}', b'{"signal": "9"}', b"7", b"\xff"])
+async def test_a_bad_signal_ends_only_its_command(channel: Channel, said: bytes) -> None:
+    """A client's frame that is no signal ends the command that it was for; guestd goes on."""
+    execution = await calls.start(channel, Exec(["sleep", "60"], stdin=True))
+    await execution.forward(pack(Kind.SIGNAL, said))
+
+    with pytest.raises(ChannelLostError, match="reset"):
+        _ = [each async for each in execution.output()]
 
     assert await finish(channel, "true") == Exit(0)
 

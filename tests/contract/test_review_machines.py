@@ -13,8 +13,9 @@ import pytest
 
 from fireclaw.daemon.bodies import RunRequest
 from fireclaw.daemon.conversation import Conversation
+from fireclaw.daemon.office import Office
 from fireclaw.daemon.supervisor import DaemonSupervisor
-from fireclaw.errors import ChannelLostError, FireclawError, GuestTimeoutError, SetupError
+from fireclaw.errors import ChannelLostError, ConflictError, FireclawError, GuestTimeoutError, SetupError
 from fireclaw.machines import machines as module
 from fireclaw.machines.calls import Exec
 from fireclaw.machines.machine import Machine
@@ -239,3 +240,16 @@ async def test_dead_machines_do_not_add_up_when_a_daemon_starts(rooms: Rooms, mo
     assert len(removed) == 3
     assert rooms.machines.all() == []
     assert rooms.gate.rows.all() == []
+
+
+async def test_an_agent_does_not_take_a_persons_machine(rooms: Rooms) -> None:
+    """An agent of the same name neither works in a person's machine nor takes it along when it is destroyed."""
+    office = Office(rooms)
+    machine = await rooms.machines.create(Purpose.NAMED, name="worker")
+    await machine.settled()
+
+    with pytest.raises(ConflictError, match="not an agent's"):
+        await office.make_machine("id", "worker", office._templates.get("worker"))
+    await office.destroy_machine("worker")
+
+    assert rooms.machines.get("worker") is machine

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fireclaw.machines import calls
 from fireclaw.machines.calls import Exec, Exit
 from fireclaw.machines.channel import Channel
+from fireclaw.store.machines import Purpose
 from fireclaw.testing.guest import LocalGuest
 from fireclaw.wire.hello import hello, new_magic, new_nonce
 from fireclaw.wire.mux import Mux
@@ -60,8 +61,6 @@ async def test_a_later_session_needs_the_clones_own_magic() -> None:
 
 async def test_clones_of_one_snapshot_have_magics_of_their_own(rooms: Rooms) -> None:
     """Two clones of one template share no magic with each other, nor with the template."""
-    from fireclaw.store.machines import Purpose
-
     first, second = await asyncio.gather(rooms.machines.create(Purpose.RUN), rooms.machines.create(Purpose.RUN))
     await asyncio.gather(first.settled(), second.settled())
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from review_limits import descriptors, few_descriptors
 
-from fireclaw.errors import VmmError
+from fireclaw.errors import FireclawError, VmmError
 from fireclaw.store.database import Database
 from fireclaw.store.machines import ProcessRows, Role
 from fireclaw.vmm.base import Accel, VmSpec
@@ -57,6 +58,23 @@ async def lie(tmp_path: Path) -> AsyncIterator[Callable[[str], Child]]:
     assert reported == []
 
 
+def a_spec(folder: Path, file: Path) -> VmSpec:
+    """A machine whose files are all the same one."""
+    return VmSpec(
+        machine_id="0" * 12,
+        kernel=file,
+        initrd=file,
+        root=file,
+        image=file,
+        memory_mib=96,
+        vcpus=1,
+        accel=Accel.TCG,
+        tsc_khz=0,
+        folder=folder,
+        slot=0,
+    )
+
+
 @pytest.mark.parametrize("said", ["deep", '{"return": {}, "id": [%d]}', '{"event": {}, "x": %d}'])
 async def test_nonsense_never_reaches_the_loop(tmp_path: Path, lie: Callable[[str], Child], said: str) -> None:
     """Whatever QEMU says, a command ends with our error, and nothing is thrown past everybody into the loop."""
@@ -74,22 +92,31 @@ async def test_nonsense_never_reaches_the_loop(tmp_path: Path, lie: Callable[[st
 async def test_an_adopted_qemu_that_lies_is_ended(tmp_path: Path, lie: Callable[[str], Child], said: str) -> None:
     """A daemon that starts is not stopped by one bad QEMU: that one ends, with an error of ours."""
     child = lie(f'{{"return": {said}, "id": %d}}')
-    nothing = Path("/nonexistent")
-    spec = VmSpec(
-        machine_id="0" * 12,
-        kernel=nothing,
-        initrd=nothing,
-        root=nothing,
-        image=nothing,
-        memory_mib=96,
-        vcpus=1,
-        accel=Accel.TCG,
-        tsc_khz=0,
-        folder=tmp_path,
-        slot=0,
-    )
 
     with pytest.raises(VmmError, match="ended"):
-        await Qemu.adopt(spec, child)
+        await Qemu.adopt(a_spec(tmp_path, Path("/nonexistent")), child)
 
     assert not child.running
+
+
+def sockets(folder: Path) -> list[Path]:
+    """The sockets in a folder."""
+    return [path for path in folder.iterdir() if path.is_socket()]
+
+
+@pytest.mark.parametrize("more", range(1, 14))
+async def test_a_host_without_descriptors_is_told(tmp_path: Path, more: int) -> None:
+    """Wherever in its start a VMM runs out of descriptors, the error is ours, and nothing is left."""
+    file = tmp_path / "file"
+    file.touch()
+    database = Database(tmp_path / "db")
+    rows = ProcessRows(database)
+    before = descriptors()
+
+    with few_descriptors(more), pytest.raises(FireclawError):
+        await Qemu.boot(a_spec(tmp_path, file), Gate(rows, "review00"), snapshottable=True)
+
+    assert descriptors() == before
+    assert rows.all() == []
+    assert sockets(tmp_path) == []
+    database.close()

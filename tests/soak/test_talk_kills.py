@@ -124,6 +124,10 @@ class Talk:
         if victim == "model":
             self._office.model.kill()
             return
+        if victim == "daemon" and self._chance.random() < 0.5:
+            # The narrowest moment: a line is out, and its confirmation is not in.
+            said = len(self._ann.said("worker"))
+            self._ann.watch(lambda: len(self._ann.said("worker")) > said, SECONDS)
         pids = [self._office.cli.daemon_pid] if victim == "daemon" else self._office.children(victim)
         for pid in pids:
             with suppress(ProcessLookupError):  # its death was a consequence of the one before

@@ -140,12 +140,13 @@ def test_no_secret_is_written_down(office: Office) -> None:
 
 
 def test_a_secret_that_somebody_types_is_not_kept_in_the_ledger(office: Office) -> None:
-    """Who says the server's password aloud finds it taken out of the record."""
+    """Who says a password or the key aloud finds it taken out of the record."""
     with office.person("ben") as ben:
         ben.join("#agents")
-        assert ben.ask("worker", f"the password is {SERVER}, do not tell") == "looked"
-    said = [str(entry.data["text"]) for entry in office.entries("irc.line")]
-    assert said[-1] == "the password is [redacted], do not tell"
+        for secret in (SERVER, OPERATOR, KEY):
+            assert ben.ask("worker", f"the word is {secret}, do not tell") == "looked"
+    said = [entry.data["text"] for entry in office.entries("irc.line")]
+    assert said[-3:] == ["the word is [redacted], do not tell"] * 3
     assert not file_holds(office.home.ledger, CANARY)
 
 

@@ -429,3 +429,14 @@ def test_ctrl_c_while_up_waits_for_the_model_stops_everything() -> None:
         assert (up.returncode, b"all is stopped" in errors) == (0, True), errors.decode()
         assert time.monotonic() - began < 8
         assert_nothing_left(office.home.data)
+
+
+def test_down_after_a_crash_ends_a_server_that_hangs() -> None:
+    """An IRC server that was left alone and answers nobody is ended by the first verb, if that is down."""
+    with furnished(RULES) as office:
+        assert office.cli("up", "--detach").returncode == 0
+        (ngircd,) = office.children("ngircd")
+        kill(office.cli.daemon_pid)
+        os.kill(ngircd, signal.SIGSTOP)
+        assert office.cli("down").returncode == 0
+        assert_nothing_left(office.home.data)

@@ -26,3 +26,10 @@ def test_a_guest_cannot_add_words_to_a_status(status: int) -> None:
 def test_a_reason_is_short(status: int) -> None:
     """The reason why a command was not started is kept up to a length that fits a person's screen."""
     assert exit_frame(status, "x" * 10_000) == Exit(status, "x" * 500)
+
+
+@pytest.mark.parametrize("said", [b"[" * 60_000, b"[]", b"7", b'{"status": "0"}', b'{"status": Infinity}', b"\xff"])
+def test_an_exit_that_is_none_is_an_error_of_ours(said: bytes) -> None:
+    """Whatever stands in an exit frame, nothing but our error comes of it."""
+    with pytest.raises(FrameError):
+        _parse_exit(Kind.EXIT, said)

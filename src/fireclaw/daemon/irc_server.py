@@ -66,20 +66,24 @@ class IrcServer:
         return self.settings
 
     async def _adopt(self) -> NgircdServer | None:
+        self._child = self._find_child()
+        if self._child is None:
+            return None
+        try:
+            settings = self._describe(int(json.loads(self._home.irc_place.read_text())["port"]))
+            await settings.wait_ready(_READY_S)
+        except (OSError, ValueError, KeyError, TypeError, FireclawError) as error:
+            log.warning("the running ngircd is of no use and is replaced: %s", error)
+            await self._child.stop(grace_s=_STOP_S)
+            return None
+        return settings
+
+    def _find_child(self) -> Child | None:
+        """Hold the process that an earlier daemon started, if it lives."""
         for row in self._gate.rows.of(OWNER):
-            child = self._gate.adopt(row)
-            if child is None:
-                self._gate.rows.remove(row.process_id)
-                continue
-            try:
-                settings = self._describe(int(json.loads(self._home.irc_place.read_text())["port"]))
-                await settings.wait_ready(_READY_S)
-            except (OSError, ValueError, KeyError, TypeError, FireclawError) as error:
-                log.warning("the running ngircd is of no use and is replaced: %s", error)
-                await child.stop(grace_s=_STOP_S)
-                continue
-            self._child = child
-            return settings
+            if (child := self._gate.adopt(row)) is not None:
+                return child
+            self._gate.rows.remove(row.process_id)
         return None
 
     async def _launch(self) -> NgircdServer:
@@ -138,10 +142,11 @@ class IrcServer:
                     break
 
     async def stop(self) -> None:
-        """End it for good."""
+        """End it for good, also where nobody has waited until it was adopted."""
         await self._unwatch()
-        if self._child is not None:
-            await self._child.stop(grace_s=_STOP_S)
+        child = self._child or self._find_child()
+        if child is not None:
+            await child.stop(grace_s=_STOP_S)
         for path in (self._home.irc_settings, self._home.irc_place):
             path.unlink(missing_ok=True)
         self._child = self.settings = None

@@ -20,7 +20,7 @@ from fireclaw.daemon.bodies import AgentStatus, IrcStatus, ModelStatus
 from fireclaw.daemon.irc_server import IrcServer
 from fireclaw.daemon.model_process import start_model_process
 from fireclaw.daemon.seats import MachineHands, Seat
-from fireclaw.errors import FireclawError, IrcError, NotFoundError, SetupError
+from fireclaw.errors import ConflictError, FireclawError, IrcError, NotFoundError, SetupError
 from fireclaw.irc.ngircd import LOOPBACK
 from fireclaw.irc.overseer import AgentLine, Operator, Overseer, TemplateLine
 from fireclaw.llm.gateway import Gateway, State
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fireclaw.irc.ngircd import NgircdServer
     from fireclaw.irc.overseer import Person
     from fireclaw.llm.fetch import Progress
+    from fireclaw.machines.machine import Machine
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Office:
             await asyncio.wait([self._reopening])
         settings = await self._irc.start()
         self.open = True
-        self._keep_secret(settings)
+        self._keep_secrets(settings)
         say(f"IRC server {settings.name} on {LOOPBACK}:{settings.port}")
         model = asyncio.create_task(self._gateway.start(_Teller(say)), name="model")
         try:
@@ -119,11 +120,13 @@ class Office:
     async def _reopen(self) -> None:
         try:
             settings = await self._irc.start()
-            self._keep_secret(settings)
+            self._keep_secrets(settings)
             await self._start_overseer(settings)
             await self._gateway.start()
         except FireclawError as error:
             log.error("cannot open the office again: %s", error)  # noqa: TRY400 - an expected error, told as such
+        except Exception:
+            log.exception("cannot open the office again")
 
     async def _start_overseer(self, settings: NgircdServer) -> None:
         """Seat the overseer, then the agents; harmless where they sit already."""
@@ -161,8 +164,13 @@ class Office:
     def _record(self, event: str, data: dict[str, object]) -> None:
         self._rooms.ledger.append(event, data)
 
-    def _keep_secret(self, settings: NgircdServer) -> None:
-        for secret in (settings.password, settings.operator_password):
+    def _keep_secrets(self, settings: NgircdServer) -> None:
+        """Have the ledger leave out what only this host may know, whoever says it."""
+        key = ""
+        if (path := self._rooms.config.model.api_key_file) is not None:
+            with contextlib.suppress(OSError, UnicodeDecodeError):  # the gateway tells, once it needs the key
+                key = path.read_text("utf-8").strip()
+        for secret in filter(None, (settings.password, settings.operator_password, key)):
             self._rooms.ledger.redact(secret)
 
     async def fetch_model(self, say: Say) -> None:
@@ -201,7 +209,7 @@ class Office:
         del agent_id
         machines = self._rooms.machines
         try:
-            machine = machines.get(name)
+            machine = self._machine_of(name)
         except NotFoundError:
             machine = await machines.create(
                 Purpose.AGENT, name=name, image=template.image, memory_mib=template.memory_mib
@@ -215,8 +223,16 @@ class Office:
 
     async def destroy_machine(self, name: str) -> None:
         """Remove the agent's machine; harmless where there is none."""
-        with contextlib.suppress(NotFoundError):
-            await self._rooms.machines.destroy(self._rooms.machines.get(name))
+        with contextlib.suppress(NotFoundError, ConflictError):
+            await self._rooms.machines.destroy(self._machine_of(name))
+
+    def _machine_of(self, name: str) -> Machine:
+        machine = self._rooms.machines.get(name)
+        if machine.row.purpose is not Purpose.AGENT:
+            raise ConflictError(
+                f"the machine {name!r} is not an agent's", hint="remove it, or invoke the agent under another name"
+            )
+        return machine
 
     async def connect(self, nick: str, on_message: Callable[[Message], None]) -> Voice:
         """Take a seat on IRC."""

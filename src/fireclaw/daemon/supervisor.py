@@ -17,7 +17,7 @@ from fireclaw.daemon.bodies import Exit, MachineInfo, Status, VmmStatus
 from fireclaw.daemon.commands import recorded
 from fireclaw.daemon.office import Office
 from fireclaw.daemon.rooms import open_rooms
-from fireclaw.errors import ChannelLostError
+from fireclaw.errors import MachineError
 from fireclaw.images.background import in_background
 from fireclaw.machines.calls import Exec
 from fireclaw.store.machines import Purpose
@@ -114,7 +114,8 @@ class DaemonSupervisor:
 
     async def _relay(self, machine: Machine, execution: Execution, timeout_s: float | None, talk: Conversation) -> Exit:
         async def feed() -> None:
-            with contextlib.suppress(ChannelLostError):  # the output tells
+            with contextlib.suppress(MachineError):  # the output tells
+                await machine.settled()  # before that, input could pass for a session of the host's (wire.hello)
                 while data := await talk.receive():
                     await execution.forward(data)
                 await execution.close_stdin()

@@ -84,7 +84,7 @@ class Port:
             return
         if nonce is not None:
             self._drop()
-            self._session = Session(self._host, self.flush)
+            self._session = Session(self._host, self.flush, self._rekey)
             self._buffer = echo(self._hellos.magic, nonce)
             data = rest
         if self._session is not None and data:
@@ -94,6 +94,9 @@ class Port:
                 self._host.log(f"session dropped: {error}")
                 self._drop()
         self.flush()
+
+    def _rekey(self, magic: bytes) -> None:
+        self._hellos.magic = magic
 
     def _drop(self) -> None:
         if self._session is not None:

@@ -156,7 +156,7 @@ class Process:
         try:
             for kind, body in self._frames.feed(payload):
                 self._frame(kind, body)
-        except (FrameError, KeyError, TypeError, ValueError) as error:
+        except FrameError as error:
             self._session.host.log(f"exec: {error!r}")
             self._session.mux.reset(self._stream)
             self.reset()
@@ -171,9 +171,7 @@ class Process:
         if kind is Kind.STDIN_CLOSED:
             self._input_closed = True
         elif kind is Kind.SIGNAL:
-            number = int(json.loads(body)["signal"])
-            if not 0 < number < 65:
-                raise ValueError(f"signal {number}")
+            number = _parse_signal(body)
             if self._pid:
                 self._kill(number)
             else:
@@ -262,3 +260,13 @@ class Process:
         self._release()
         if self._pid and self._status is None:
             self._kill(signal.SIGKILL)
+
+
+def _parse_signal(body: bytes) -> int:
+    try:
+        number = json.loads(body)["signal"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise FrameError(f"a signal frame of {error!r}") from None
+    if not isinstance(number, int) or not 0 < number < signal.NSIG:
+        raise FrameError(f"signal {number!r}")
+    return number

@@ -56,14 +56,20 @@ class Conversation(Protocol):
 class Session:
     """Serves one connection of the host.
 
+    Args:
+        host: the guestd around it.
+        flush: writes what is pending.
+        rekey: takes the magic that later sessions begin with.
+
     Attributes:
         congested: more is pending than the port takes; bulk senders must wait for ``writable``.
     """
 
-    def __init__(self, host: Host, flush: Callable[[], None]) -> None:
+    def __init__(self, host: Host, flush: Callable[[], None], rekey: Callable[[bytes], None]) -> None:
         self.host = host
         self.mux = Mux(client=False)
         self.flush = flush
+        self.rekey = rekey
         self.congested = False
         self._parked: list[Stream] = []
 
@@ -154,7 +160,10 @@ class Request:
             if self._line.rest:
                 conversation.data(self._line.rest)
         elif name == "identity":
-            session.answer(stream, session.host.identity(call))
+            magic = bytes.fromhex(call["magic"])
+            answer = session.host.identity(call)
+            session.rekey(magic)
+            session.answer(stream, answer)
         elif name == "info":
             session.answer(stream, session.host.info())
         elif name == "shutdown":

@@ -246,8 +246,8 @@ async def write_file(
         stream.abort()
 
 
-async def give_identity(channel: Channel, hostname: str) -> None:
-    """Make a clone somebody: fresh entropy, clock, hostname and machine-id; errors as for ``call``."""
+async def give_identity(channel: Channel, hostname: str, magic: bytes) -> None:
+    """Make a clone somebody: fresh entropy, clock, hostname, machine-id and magic; errors as for ``call``."""
     await call(
         channel,
         "identity",
@@ -255,6 +255,7 @@ async def give_identity(channel: Channel, hostname: str) -> None:
         machine_id=os.urandom(16).hex(),
         entropy=base64.b64encode(os.urandom(32)).decode(),
         time=time.time(),
+        magic=magic.hex(),
     )
 
 

@@ -150,7 +150,7 @@ class Machines:
         snapshot = await self._snapshot(runtime, found, memory_mib)
         if name is not None:
             await self._until_free(name)
-        row = self._record(purpose, found, runtime, snapshot.magic, memory_mib=memory_mib, name=name)
+        row = self._record(purpose, found, runtime, new_magic(), memory_mib=memory_mib, name=name)
         try:
             machine = await self._clone(row, runtime, found, snapshot)
         except BaseException:
@@ -177,7 +177,7 @@ class Machines:
             self._note_made(row, image.name, "clone")
             # Hello and identity lie in the port before the guest wakes: it finds them at its first look.
             hostname = row.name or f"fc-{_short(row.machine_id)[:8]}"
-            return await Machine.connect(row, vm, hostname=hostname, on_settled=self._made)
+            return await Machine.connect(row, vm, hostname=hostname, template=snapshot.magic, on_settled=self._made)
         except BaseException:
             await asyncio.shield(vm.shutdown())
             raise
@@ -569,7 +569,7 @@ async def _warm_up(vm: Vm, magic: bytes) -> None:
     channel = await Channel.open(vm.open_channel(), magic, BOOT_SECONDS)
     try:
         async with asyncio.timeout(BOOT_SECONDS):
-            await calls.give_identity(channel, "template")
+            await calls.give_identity(channel, "template", magic)
             for command in _WARM_UP:
                 execution = await calls.start(channel, command)
                 if command.stdin:

@@ -23,7 +23,7 @@ import re
 import shutil
 import signal
 import socket
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
@@ -36,7 +36,7 @@ from fireclaw.vmm.qmp import Qmp
 from fireclaw.wire.hello import PORT_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from fireclaw.vmm.process import Child, Gate
 
@@ -119,13 +119,14 @@ class Qemu(Vm):
     @classmethod
     async def boot(cls, spec: VmSpec, gate: Gate, *, snapshottable: bool = False) -> Self:
         """See ``Vm.boot``."""
-        memory = _make_memory(spec.memory_mib) if snapshottable else None
-        try:
-            child, qmp = _start(spec, gate, memory, clone=False)
-        except BaseException:
-            if memory is not None:
-                os.close(memory)
-            raise
+        with _told_by_host():
+            memory = _make_memory(spec.memory_mib) if snapshottable else None
+            try:
+                child, qmp = _start(spec, gate, memory, clone=False)
+            except BaseException:
+                if memory is not None:
+                    os.close(memory)
+                raise
         vm = cls(spec, child, qmp, memory=memory)
         async with vm._or_gone():
             await vm._greet()
@@ -134,7 +135,8 @@ class Qemu(Vm):
     @classmethod
     async def clone(cls, spec: VmSpec, gate: Gate, snapshot: MemorySnapshot, *, paused: bool = False) -> Self:
         """See ``Vm.clone``."""
-        child, qmp = _start(spec, gate, snapshot.memory, clone=True)
+        with _told_by_host():
+            child, qmp = _start(spec, gate, snapshot.memory, clone=True)
         vm = cls(spec, child, qmp)
         async with vm._or_gone():
             await vm._greet()
@@ -166,7 +168,8 @@ class Qemu(Vm):
 
     async def _load(self, state: int) -> None:
         await self._do("migrate-set-capabilities", capabilities=_MIGRATION)
-        own = os.open(f"/proc/self/fd/{state}", os.O_RDONLY | os.O_CLOEXEC)  # a dup would share the offset
+        with _told_by_host():
+            own = os.open(f"/proc/self/fd/{state}", os.O_RDONLY | os.O_CLOEXEC)  # a dup would share the offset
         try:
             await self._do("getfd", fd=own, fdname="state")
         finally:
@@ -227,7 +230,8 @@ class Qemu(Vm):
         if self._memory is None:
             raise ConflictError("this machine's memory is private: it was not started to become a snapshot")
         with ExitStack() as undo:
-            state = os.memfd_create("fireclaw-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            with _told_by_host():
+                state = os.memfd_create("fireclaw-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, state)
             async with self._or_gone():
                 await self._do("migrate-set-capabilities", capabilities=_MIGRATION)
@@ -308,6 +312,18 @@ class Qemu(Vm):
         if cause is None:
             cause = Cause.ASKED if self._asked else Cause.VMM
         return Ending(cause, status, self._child.log(), self._console_tail(100))
+
+
+@contextmanager
+def _told_by_host() -> Iterator[None]:
+    """Turn what this host refuses into an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"this host refuses what a machine needs: {error.strerror}",
+            hint="it is short of memory, processes or open files; end some machines",
+        ) from error
 
 
 def _start(spec: VmSpec, gate: Gate, memory: int | None, *, clone: bool) -> tuple[Child, Qmp]:

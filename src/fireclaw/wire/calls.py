@@ -9,7 +9,8 @@ exec       argv, env, cwd, user ("", "name", "uid" or "uid:gid"),      frames, s
            confined (no_new_privs, empty bounding set), stdin
 read       path, limit (bytes)                                         ``{"size": n}``, then the file's bytes
 write      path, mode, user; then the file's bytes until FIN           ``{"size": n}``
-identity   hostname, machine_id, entropy (base64), time (seconds)      ``{}``
+identity   hostname, machine_id, entropy (base64), time (seconds),     ``{}``
+           magic (hexadecimal; see ``fireclaw.wire.hello``)
 info                                                                   ``{"uptime", "memory", "boot", ...}``
 shutdown                                                               ``{}``, then the machine ends
 =========  ==========================================================  ===========================================

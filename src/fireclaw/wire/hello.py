@@ -9,6 +9,11 @@ resynchronise in band. The host sends a hello and discards everything until the 
 ``magic`` is random per boot: the guest learns it from the first hello, and from then on those 16 bytes, wherever
 they stand in the stream, end the old session and begin a new one. A connection lost and made again, a clone that
 wakes and a daemon that adopts are therefore one case.
+
+Whoever knows the magic can put a session of his own into any bytes that the host sends, a command's input for one.
+So each clone is given a magic of its own with its identity (``HelloFinder.magic`` is set anew): that of the template
+stands in the memory of every clone, where a workload with root's rights finds it. Until a guest has confirmed its
+identity the host sends it nothing but JSON, in which 16 random bytes cannot stand.
 """
 
 from __future__ import annotations
@@ -78,7 +83,7 @@ class HelloFinder:
     So no byte that may begin a hello is ever skipped, and a magic is learned only from a hello of our version.
 
     Attributes:
-        magic: the boot's magic; empty until the first hello.
+        magic: what begins a session: the boot's, or what it was replaced by; empty until the first hello.
     """
 
     def __init__(self) -> None:
