@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from fireclaw.store.ledger import Entry
 
 # Guests that were really started by this run; printed at its end.
-_guests: Counter[str] = Counter()
+guests: Counter[str] = Counter()
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +64,7 @@ def _count_guests() -> Iterator[None]:
 def _counted(start: Any, name: str) -> Any:
     async def counted(cls: type[Qemu], *args: Any, **kwargs: Any) -> Qemu:
         vm: Qemu = await start(cls, *args, **kwargs)
-        _guests[name] += 1
+        guests[name] += 1
         return vm
 
     return counted
@@ -72,7 +72,7 @@ def _counted(start: Any, name: str) -> Any:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how much of it was real, and add it to what the other rings of this run had."""
-    booted, cloned = _guests["boot"], _guests["clone"]
+    booted, cloned = guests["boot"], guests["clone"]
     terminalreporter.write_line(f"guests: {booted} really booted, {cloned} really cloned")
     if path := os.environ.get("FIRECLAW_TEST_GUESTS"):
         with Path(path).open("a") as file:
@@ -163,7 +163,7 @@ def cli(home: Home) -> Iterator[Cli]:
     if home.ledger.exists():
         for entry in cli.ledger():
             if entry.type == "machine.made":
-                _guests[str(entry.data["how"])] += 1
+                guests[str(entry.data["how"])] += 1
     sockets = [path for path in home.run.rglob("*") if path.is_socket()] if home.run.exists() else []
     assert sockets == []
 

@@ -45,8 +45,10 @@ def private_home() -> Iterator[Home]:
                 shutil.copytree(source, target, copy_function=_link)
             else:
                 _link(source, target)
-        yield home
-        assert_nothing_left(home.data)
+        try:
+            yield home
+        finally:
+            assert_nothing_left(home.data)  # which kills what is, also after a test that failed
 
 
 @functools.cache
@@ -101,7 +103,7 @@ def command_line(home: Home) -> Iterator[Cli]:
     if home.ledger.exists():
         for entry in cli.ledger():
             if entry.type == "machine.made":
-                conftest._guests[str(entry.data["how"])] += 1
+                conftest.guests[str(entry.data["how"])] += 1
     assert leftovers(home) == []
 
 

@@ -72,7 +72,7 @@ def _parse(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 
 def _call(options: argparse.Namespace) -> dict[str, Any]:
     """Build the request; it holds only what was given."""
-    call: dict[str, Any] = {"argv": _argv(options.command), "env": dict(map(_variable, options.env))}
+    call: dict[str, Any] = {"argv": _argv(options.command), "env": _environment(options.env)}
     given = {"cwd": options.workdir, "user": options.user, "timeout_s": options.timeout}
     return call | {key: value for key, value in given.items() if value is not None}
 
@@ -90,11 +90,18 @@ def _argv(command: Sequence[str]) -> list[str]:
     return argv
 
 
-def _variable(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not name:
-        raise InvalidError(f"{text!r} is not NAME=VALUE")
-    return name, value if equals else os.environ.get(name, "")
+def _environment(words: Sequence[str]) -> dict[str, str]:
+    """Read NAME=VALUE, or NAME for a variable of our own; one that is not set here is not set there, as in docker."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name:
+            raise InvalidError(f"{word!r} is not NAME=VALUE")
+        if equals:
+            found[name] = value
+        elif name in os.environ:
+            found[name] = os.environ[name]
+    return found
 
 
 def _converse(target: str, call: dict[str, Any]) -> int:

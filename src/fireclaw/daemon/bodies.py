@@ -199,7 +199,7 @@ class ModelStatus:
     """The way to models.
 
     Attributes:
-        provider: ``embedded``, or the server's address.
+        provider: ``llama.cpp``, the embedded server, or ``openai-compatible``, a configured one.
         name: the model's name.
         state: ``off``, ``fetching``, ``loading``, ``ready`` or ``failed``.
         detail: progress, or the reason of a failure.

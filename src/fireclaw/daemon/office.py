@@ -28,7 +28,7 @@ from fireclaw.llm.settings import ModelSettings
 from fireclaw.store.machines import Purpose
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fireclaw.agents.manager import AgentInfo
     from fireclaw.agents.ports import Hands, Voice
@@ -63,7 +63,7 @@ class Office:
         settings = rooms.config.model
         self._gateway = Gateway(
             ModelSettings(settings.base_url, settings.name, settings.api_key_file, settings.context),
-            rooms.ledger.append,
+            self._record_call,
             models=rooms.home.models,
             start=partial(start_model_process, rooms.gate),
         )
@@ -163,6 +163,9 @@ class Office:
 
     def _record(self, event: str, data: dict[str, object]) -> None:
         self._rooms.ledger.append(event, data)
+
+    def _record_call(self, event: str, data: Mapping[str, object]) -> None:
+        self._rooms.ledger.append(event, data, agent=str(data["gen_ai.agent.name"]))
 
     def _keep_secrets(self, settings: NgircdServer) -> None:
         """Have the ledger leave out what only this host may know, whoever says it."""
