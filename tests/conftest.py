@@ -21,6 +21,7 @@ from fireclaw.config import Config, MachineConfig
 from fireclaw.daemon.rooms import open_rooms
 from fireclaw.paths import Home
 from fireclaw.store.ledger import read
+from fireclaw.vmm.process import home_tag
 from fireclaw.vmm.qemu import Qemu
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def assert_nothing_left(base: Path) -> None:
 
 def find_users(base: Path) -> dict[int, str]:
     """Processes that have something to do with a home, by command line, environment or open files."""
-    mark = os.fsencode(base)
+    marks = os.fsencode(base), f"fireclaw-{home_tag(base)}-".encode()  # a VMM's files may lie in the shared home
     found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -191,6 +192,6 @@ def find_users(base: Path) -> dict[int, str]:
             facts += [os.fsencode(link.readlink()) for link in (entry / "fd").iterdir()]
         except OSError:
             continue  # it ended while we looked
-        if any(mark in fact for fact in facts):
+        if any(mark in fact for fact in facts for mark in marks):
             found[int(entry.name)] = command.replace(b"\0", b" ").decode(errors="replace")[:200]
     return found
