@@ -55,7 +55,6 @@ def a_row() -> MachineRow:
         memory_mib=256,
         vcpus=1,
         state=MachineState.MAKING,
-        pristine=True,
         slot=0,
         magic=new_magic().hex(),
         host_id="",
@@ -192,14 +191,16 @@ async def test_waiting_for_a_builder_keeps_nobody_from_working(rooms: Rooms) -> 
     fcntl.flock(held, fcntl.LOCK_EX)
 
     waiting = [asyncio.create_task(rooms.machines.prepare()) for _ in range(40)]
-    async with asyncio.timeout(5):
-        for _ in range(40):
-            await asyncio.to_thread(lambda: None)
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
-        await asyncio.get_running_loop().shutdown_default_executor()
-    os.close(held)
+    try:
+        async with asyncio.timeout(5):
+            for _ in range(40):
+                await asyncio.to_thread(lambda: None)
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+            await asyncio.get_running_loop().shutdown_default_executor()
+    finally:
+        os.close(held)
 
 
 async def test_a_model_server_that_died_with_its_daemon_leaves_no_row(rooms: Rooms) -> None:

@@ -142,7 +142,6 @@ class TestMachines:
         rows = MachineRows(database, open_host(database))
         added = add(rows, "m", "box")
         assert added.state is MachineState.MAKING
-        assert added.pristine is True
         assert rows.by_id("m") == rows.by_name("box") == added
         assert rows.all() == [added]
         assert rows.by_name("other") is None
@@ -164,15 +163,14 @@ class TestMachines:
         rows.remove("b")
         assert [add(rows, name).slot for name in "de"] == [1, 3]
 
-    def test_state_and_use_are_recorded(self, database: Database) -> None:
-        """A machine moves on in its life, and once spoilt stays so."""
+    def test_state_is_recorded(self, database: Database) -> None:
+        """A machine moves on in its life."""
         rows = MachineRows(database, open_host(database))
         add(rows, "m")
         rows.set_state("m", MachineState.RUNNING)
-        rows.spoil("m")
         row = rows.by_id("m")
         assert row is not None
-        assert (row.state, row.pristine) == (MachineState.RUNNING, False)
+        assert row.state is MachineState.RUNNING
 
     def test_a_daemon_of_an_older_epoch_changes_nothing(self, database: Database) -> None:
         """Once a newer run has claimed a machine, the older one is refused."""

@@ -6,7 +6,6 @@ It reads the files themselves: a record must be checkable while no daemon runs, 
 from __future__ import annotations
 
 import json
-import sqlite3
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
@@ -14,11 +13,10 @@ from fireclaw.cli.parser import Parser
 from fireclaw.cli.terminal import clean
 from fireclaw.errors import FireclawError
 from fireclaw.paths import Home
-from fireclaw.store.ledger import Head, Problem, Verdict, read, verify
+from fireclaw.store.ledger import Problem, Verdict, find_anchor, read, verify
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _VALUE_MAX: Final = 72
 # Of the names that OpenTelemetry gives, those that tell a person something.
@@ -52,7 +50,7 @@ def ledger(arguments: Sequence[str]) -> int:
 
 
 def _verify(home: Home, *, as_json: bool) -> int:
-    anchor = _find_anchor(home.database)  # before the file is read: the file may be ahead of it, never behind
+    anchor = find_anchor(home.database)  # before the file is read: the file may be ahead of it, never behind
     if anchor is not None and not home.ledger.exists():
         gone = f"the whole ledger is missing; the anchor knows {anchor.seq} entries"
         verdict = Verdict(0, None, Problem(1, gone))
@@ -89,17 +87,3 @@ def _brief(data: Mapping[str, object]) -> str:
         text = text if len(text) <= _VALUE_MAX else f"{text[:_VALUE_MAX]}…"
         words.append(f"{key.removeprefix('gen_ai.')}={text}")
     return " ".join(words)
-
-
-def _find_anchor(path: Path) -> Head | None:
-    """Read the place that the daemon keeps of the ledger's end, if it kept one."""
-    if not path.exists():
-        return None
-    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        row = database.execute("SELECT seq, hash FROM ledger_anchor").fetchone()
-    except sqlite3.DatabaseError:  # a store without anchors, or none at all: verify says that there was none
-        return None
-    finally:
-        database.close()
-    return Head(*row) if row else None

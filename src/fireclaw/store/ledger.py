@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -339,10 +340,22 @@ def save_anchor(db: Database, host_id: str, head: Head) -> None:
         )
 
 
-def load_anchor(db: Database, host_id: str) -> Head | None:
-    """Return the place kept last, or None."""
-    found = db.query("SELECT seq, hash FROM ledger_anchor WHERE host_id = ?", (host_id,))
-    return Head(found[0]["seq"], found[0]["hash"]) if found else None
+def find_anchor(path: Path) -> Head | None:
+    """Read the anchor from the store's file, daemon or no daemon; None where there is none.
+
+    Args:
+        path: the store's file; it holds one host.
+    """
+    if not path.exists():
+        return None
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+    try:
+        row = database.execute("SELECT seq, hash FROM ledger_anchor").fetchone()
+    except sqlite3.DatabaseError:  # a store without anchors, or none at all
+        return None
+    finally:
+        database.close()
+    return Head(*row) if row else None
 
 
 def _canonical(value: Mapping[str, object]) -> bytes:

@@ -30,7 +30,6 @@ CREATE TABLE IF NOT EXISTS machines (
     memory_mib INTEGER NOT NULL,
     vcpus INTEGER NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('making', 'running', 'stopping')),
-    pristine INTEGER NOT NULL CHECK (pristine IN (0, 1)),
     slot INTEGER NOT NULL,
     magic TEXT NOT NULL,
     host_id TEXT NOT NULL REFERENCES host (host_id),
@@ -90,7 +89,6 @@ class MachineRow:
         memory_mib: its memory.
         vcpus: its virtual processors.
         state: where it is in its life.
-        pristine: nothing of a user's has run in it.
         slot: the lowest small number free on its host when it was made; user ids follow from it.
         magic: of its guest's boot, hexadecimal (``fireclaw.wire.hello``); a later daemon needs it to speak to it.
         host_id: the host that runs it.
@@ -107,7 +105,6 @@ class MachineRow:
     memory_mib: int
     vcpus: int
     state: MachineState
-    pristine: bool
     slot: int
     magic: str
     host_id: str
@@ -120,7 +117,6 @@ class MachineRow:
         values = dict(row)
         values["purpose"] = Purpose(values["purpose"])
         values["state"] = MachineState(values["state"])
-        values["pristine"] = bool(values["pristine"])
         return cls(**values)
 
 
@@ -196,7 +192,6 @@ class MachineRows:
                 memory_mib=memory_mib,
                 vcpus=vcpus,
                 state=MachineState.MAKING,
-                pristine=True,
                 slot=self._free_slot(),
                 magic=magic,
                 host_id=self._host.host_id,
@@ -217,21 +212,10 @@ class MachineRows:
         Raises:
             ConflictError: this run of the daemon does not own it.
         """
-        self._update(machine_id, "state", state)
-
-    def spoil(self, machine_id: str) -> None:
-        """Note that something of a user's is about to run in it.
-
-        Raises:
-            ConflictError: this run of the daemon does not own it.
-        """
-        self._update(machine_id, "pristine", 0)
-
-    def _update(self, machine_id: str, column: str, value: object) -> None:
         with self._database.transaction() as tx:
             done = tx.execute(
-                f"UPDATE machines SET {column} = ? WHERE machine_id = ? AND host_id = ? AND epoch = ?",  # noqa: S608
-                (value, machine_id, self._host.host_id, self._host.epoch),
+                "UPDATE machines SET state = ? WHERE machine_id = ? AND host_id = ? AND epoch = ?",
+                (state, machine_id, self._host.host_id, self._host.epoch),
             )
             if done.rowcount == 0:
                 raise ConflictError(f"machine {machine_id} is not this daemon's any more")
