@@ -54,6 +54,14 @@ def image(images: tuple[Runtime, Image]) -> Image:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _leave_nothing() -> Iterator[None]:
+    """After a whole run the host has no mount, network interface or temporary folder of ours that it had not before."""
+    before = find_traces()
+    yield
+    assert find_traces() - before == set()
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _count_guests() -> Iterator[None]:
     """Count the guests that tests start in this process, by the only two ways there are."""
     with pytest.MonkeyPatch.context() as patch:
@@ -167,6 +175,14 @@ def cli(home: Home) -> Iterator[Cli]:
                 guests[str(entry.data["how"])] += 1
     sockets = [path for path in home.run.rglob("*") if path.is_socket()] if home.run.exists() else []
     assert sockets == []
+
+
+def find_traces() -> set[str]:
+    """Mount points, network interfaces, and temporary folders and files with names of ours."""
+    mounts = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    places = (Path(tempfile.gettempdir()), Path("/dev/shm"))
+    names = {str(path) for place in places for path in place.iterdir() if path.name.startswith(("fct-", "fireclaw"))}
+    return mounts | names | {f"interface {path.name}" for path in Path("/sys/class/net").iterdir()}
 
 
 def assert_nothing_left(base: Path) -> None:
