@@ -22,6 +22,13 @@ need_packages() {
     local sudo=()
     [ "$(id -u)" -eq 0 ] || sudo=(sudo)
     say "installing system packages: ${missing[*]}"
+    # Debian starts a service with its package, and ngircd's would take the port of the server that Fireclaw runs.
+    case " ${missing[*]} " in *" ngircd "*)
+        if [ -d /run/systemd/system ]; then
+            say "masking the system's own ngircd service (systemctl unmask ngircd brings it back)"
+            "${sudo[@]}" systemctl mask ngircd.service >&2 || say "it could not be masked; should it take port 6667, stop it"
+        fi ;;
+    esac
     local log
     log=$(mktemp)
     if ! { "${sudo[@]}" apt-get update &&

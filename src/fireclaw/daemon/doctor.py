@@ -195,7 +195,8 @@ def _check_port(home: Home) -> tuple[State, str, str]:
             return State.OK, f"{LOOPBACK}:{settings.port} is free", ""
     if pid := _find_our_ngircd(home):
         return State.OK, f"our IRC server (pid {pid}) has it", ""
-    return State.FAIL, reason, "set another port in [irc], or 0; FIRECLAW_IRC_PORT does it for once"
+    remedy = "set another port in [irc], or 0; the system's own ngircd is stopped by: systemctl disable --now ngircd"
+    return State.FAIL, reason, remedy
 
 
 def _check_daemon(home: Home) -> tuple[State, str, str]:

@@ -229,7 +229,10 @@ def check_port(port: int) -> None:
 
 
 def _other_port_hint(port: int) -> str:
-    return f"set another one in fireclaw.toml: [irc] port = {port + 1}"
+    return (
+        f"set another one in fireclaw.toml: [irc] port = {port + 1}; "
+        "or, where the system's own ngircd has it: sudo systemctl disable --now ngircd"
+    )
 
 
 async def find_server_name(port: int) -> str:
