@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,20 +162,33 @@ class Cli:
         return int(self.home.lock.read_text())
 
 
-@pytest.fixture
-def cli(home: Home) -> Iterator[Cli]:
-    """The command line; everything is down afterwards."""
+@contextmanager
+def command_line(home: Home) -> Iterator[Cli]:
+    """The command line on a home; everything is down afterwards, and nothing of a machine is left."""
     cli = Cli(home)
-    yield cli
-    if home.database.exists():
+    try:
+        yield cli
+    finally:
         done = cli("down")
-        assert done.returncode == 0, done.stderr.decode()
+    assert done.returncode == 0, done.stderr.decode()
     if home.ledger.exists():
         for entry in cli.ledger():
             if entry.type == "machine.made":
                 guests[str(entry.data["how"])] += 1
-    sockets = [path for path in home.run.rglob("*") if path.is_socket()] if home.run.exists() else []
-    assert sockets == []
+    assert leftovers(home) == []
+
+
+def leftovers(home: Home) -> list[Path]:
+    """What machines left in the run folder: folders of theirs, and any socket."""
+    found = list(home.machines.iterdir()) if home.machines.exists() else []
+    return found + [path for path in home.run.rglob("*") if path.is_socket()]
+
+
+@pytest.fixture
+def cli(home: Home) -> Iterator[Cli]:
+    """The command line on this test's home."""
+    with command_line(home) as cli:
+        yield cli
 
 
 def find_traces() -> set[str]:

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from images_home import built, shared_home
 
-import conftest
-from conftest import Cli, assert_nothing_left
+from conftest import Cli, assert_nothing_left, command_line
 from fireclaw.cli.start import request
 from fireclaw.paths import Home
 from fireclaw.vmm.process import home_tag
@@ -89,28 +88,6 @@ def _link(source: str | Path, target: str | Path) -> None:
         os.link(source, target)
     except OSError:  # another file system
         shutil.copy2(source, target)
-
-
-@contextmanager
-def command_line(home: Home) -> Iterator[Cli]:
-    """The command line on a home; everything is down afterwards, and nothing of a machine is left."""
-    cli = Cli(home)
-    try:
-        yield cli
-    finally:
-        done = cli("down")
-    assert done.returncode == 0, done.stderr.decode()
-    if home.ledger.exists():
-        for entry in cli.ledger():
-            if entry.type == "machine.made":
-                conftest.guests[str(entry.data["how"])] += 1
-    assert leftovers(home) == []
-
-
-def leftovers(home: Home) -> list[Path]:
-    """What machines left in the run folder: sockets and folders."""
-    found = list(home.machines.iterdir()) if home.machines.exists() else []
-    return found + [path for path in home.run.glob("*") if path.is_socket()]
 
 
 def api(home: Home, method: str, target: str, body: bytes = b"") -> Any:

@@ -9,9 +9,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from machine_home import command_line, private_home, rows, until
+from machine_home import private_home, rows, until
 from talk_ii import Ii
 from talk_model import ModelServer
+
+from conftest import command_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from machine_home import command_line, leftovers, make_machine, private_home, rows, until, vmms
+from machine_home import make_machine, private_home, rows, until, vmms
+
+from conftest import command_line, leftovers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,9 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from machine_home import command_line, kill, leftovers, private_home, until, vmms
+from machine_home import kill, private_home, until, vmms
 
+from conftest import command_line, leftovers
 from fireclaw.vmm.process import home_tag
 
 if TYPE_CHECKING:

@@ -8,7 +8,9 @@ import signal
 from typing import TYPE_CHECKING
 
 import pytest
-from machine_home import command_line, kill, leftovers, make_machine, private_home, rows, until, vmms
+from machine_home import kill, make_machine, private_home, rows, until, vmms
+
+from conftest import command_line, leftovers
 
 if TYPE_CHECKING:
     import subprocess

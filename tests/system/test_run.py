@@ -11,8 +11,9 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from machine_home import api, command_line, leftovers, make_machine, private_home, until, vmms
+from machine_home import api, make_machine, private_home, until, vmms
 
+from conftest import command_line, leftovers
 from fireclaw.errors import ConflictError, InvalidError, NotFoundError
 
 if TYPE_CHECKING:

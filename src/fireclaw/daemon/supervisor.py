@@ -100,9 +100,7 @@ class DaemonSupervisor:
         return await self._execute(self._rooms.machines.get(name), request, talk)
 
     async def _execute(self, machine: Machine, request: ExecRequest, talk: Conversation) -> Exit:
-        command = Exec(
-            request.argv, env=request.env, cwd=request.cwd or "", user=request.user or "", confined=False, stdin=True
-        )
+        command = Exec(request.argv, env=request.env, cwd=request.cwd or "", user=request.user or "", stdin=True)
         with recorded(self._rooms.ledger, machine.row.machine_id, request.argv) as event:
             execution = await machine.start(command)
             try:

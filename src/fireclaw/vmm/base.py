@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
 if TYPE_CHECKING:
     import socket
@@ -31,14 +31,6 @@ class Accel(StrEnum):
 
     KVM = "kvm"
     TCG = "tcg"
-
-
-class Capability(StrEnum):
-    """What a test or a caller can ask of a member of the family."""
-
-    MEMORY_STATE = "memory-state"  # snapshot() and clone()
-    ADOPTION = "adoption"  # adopt(), and a channel that can be opened again
-    SOFTWARE_CPU = "software-cpu"  # runs without KVM
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,8 +153,6 @@ class Vm(ABC):
 
     Whatever fails on the way to a running microVM, no process and no socket is left of it.
     """
-
-    capabilities: ClassVar[frozenset[Capability]]
 
     def __init__(self, spec: VmSpec) -> None:
         self.spec = spec

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final
 from fireclaw.vmm.host import boot_id
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from fireclaw.store.machines import ProcessRow, ProcessRows, Role
 
@@ -176,7 +176,6 @@ class Gate:
         groups: Sequence[int] = (),
         keep_stdin: bool = False,
         stdout: int | None = None,
-        env: Mapping[str, str] | None = None,
         die_with_us: bool = False,
     ) -> Child:
         """Start a program in a session of its own, recorded before it runs.
@@ -192,7 +191,6 @@ class Gate:
             groups: its supplementary groups, where ``user`` is given.
             keep_stdin: give it a pipe to read, ``Child.stdin``; otherwise it reads /dev/null.
             stdout: where it writes; None sends it to the log, as its standard error always is.
-            env: its whole environment; None gives it a PATH.
             die_with_us: the kernel kills it when this process dies.
 
         Raises:
@@ -213,7 +211,7 @@ class Gate:
                     stdin=waiting,
                     stdout=log if stdout is None else stdout,
                     stderr=log,
-                    env=_ENVIRONMENT if env is None else env,
+                    env=_ENVIRONMENT,
                     cwd="/",
                     pass_fds=fds,
                     start_new_session=True,

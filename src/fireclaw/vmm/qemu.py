@@ -26,11 +26,11 @@ import socket
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from fireclaw.errors import ChannelLostError, ConflictError, SetupError, VmmError
 from fireclaw.store.machines import Role
-from fireclaw.vmm.base import KVM, Accel, Capability, Cause, Ending, MemorySnapshot, Usage, Vm, VmSpec, escape
+from fireclaw.vmm.base import KVM, Accel, Cause, Ending, MemorySnapshot, Usage, Vm, VmSpec, escape
 from fireclaw.vmm.host import cpu_model
 from fireclaw.vmm.qmp import Qmp
 from fireclaw.wire.hello import PORT_NAME
@@ -91,8 +91,6 @@ class _Fds:
 
 class Qemu(Vm):
     """One QEMU process; see ``Vm`` for its life."""
-
-    capabilities: ClassVar = frozenset(Capability)
 
     def __init__(self, spec: VmSpec, child: Child, qmp: Qmp, *, memory: int | None = None) -> None:
         """Hold a QEMU, which may still be starting; owns the memory's descriptor, if given."""
