@@ -50,7 +50,7 @@ def publish(root: Path, key: str, *names: str) -> None:
 def furnish_runtime(home: Home, packages: list[Package], sources: dict[str, bytes]) -> str:
     """Make a runtime of those packages and sources, and record the packages."""
     key = runtime.key(packages, sources)
-    publish(home.runtimes, key, "vmlinuz", "initrd.cpio", "root.squashfs")
+    publish(home.runtimes, key, "vmlinux", "initrd.cpio", "root.squashfs")
     rows = [asdict(package) for package in packages]
     Shelf(home.runtimes).write("packages.json", {"builder": runtime.BUILDER_VERSION, "packages": rows})
     return key
@@ -79,7 +79,7 @@ def test_the_runtime_of_the_present_sources_is_found(home: Home, store: ImageSto
     assert found.digest == key
     assert found.kernel_release == "6.1.0-1-cloud-amd64"
     assert [path.name for path in (found.kernel, found.initrd, found.root)] == [
-        "vmlinuz",
+        "vmlinux",
         "initrd.cpio",
         "root.squashfs",
     ]

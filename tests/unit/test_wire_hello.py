@@ -47,13 +47,18 @@ def test_sizes() -> None:
 
 # -- the host's side ------------------------------------------------------------------------------------------
 
-# What an older session may have left: anything, also echoes of other nonces and pieces of our own.
-_STALE = st.lists(
-    st.binary(max_size=60)
-    | st.sampled_from([echo(MAGIC, NONCES[1]), hello(MAGIC, NONCES[1]), MAGIC])
-    | st.integers(1, ECHO_SIZE - 1).map(lambda size: echo(MAGIC, NONCE)[:size]),
-    max_size=6,
-).map(b"".join)
+# What an older session may have left: anything, also echoes of other nonces and pieces of our own. All of our own cannot
+# stand there; but where only its last byte is missing, chance would complete it now and then.
+_STALE = (
+    st.lists(
+        st.binary(max_size=60)
+        | st.sampled_from([echo(MAGIC, NONCES[1]), hello(MAGIC, NONCES[1]), MAGIC])
+        | st.integers(1, ECHO_SIZE - 1).map(lambda size: echo(MAGIC, NONCE)[:size]),
+        max_size=6,
+    )
+    .map(b"".join)
+    .filter(lambda stale: echo(MAGIC, NONCE) not in stale)
+)
 
 
 @QUICK

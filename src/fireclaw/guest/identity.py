@@ -19,7 +19,7 @@ _RNDRESEEDCRNG = 0x5207
 
 
 def take_identity(workload: Workload, call: dict[str, Any]) -> None:
-    """Reseed the kernel's generator, set clock, hostname and machine-id.
+    """Reseed the kernel's generator, set clock, hostname and machine-id, and mount the workspace if there is one.
 
     On the software CPU every line that runs for the first time after a clone costs: plain system calls, no text files.
 
@@ -34,6 +34,8 @@ def take_identity(workload: Workload, call: dict[str, Any]) -> None:
     _write("hostname", f"{hostname}\n")
     _write("hosts", f"127.0.0.1 localhost {hostname}\n::1 localhost {hostname}\n")
     _write("machine-id", f"{call['machine_id']}\n")
+    if call.get("workspace"):
+        workload.mount_workspace()
 
 
 def _reseed(entropy: bytes) -> None:

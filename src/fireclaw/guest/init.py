@@ -1,7 +1,7 @@
 """guestd's main program: PID 1 of the machine.
 
-It mounts the kernel's file systems, finds the port to the host, makes the workload and then serves the host until
-the machine ends. It must never exit: the kernel panics when PID 1 does, and the VMM ends with it.
+It mounts the kernel's file systems, makes the workload, opens the channel to the host and then serves it until the
+machine ends. It must never exit: the kernel panics when PID 1 does, and the VMM ends with it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 
 from fireclaw.guest import linux
 from fireclaw.guest.identity import take_identity
+from fireclaw.guest.listener import Listener, listen_vsock
 from fireclaw.guest.loop import Loop
 from fireclaw.guest.port import Port
 from fireclaw.guest.spawner import Spawner
 from fireclaw.guest.workload import Workload
-from fireclaw.wire.hello import PORT_NAME
+from fireclaw.wire.hello import PORT_NAME, VSOCK_PORT
 
+_VSOCK = "fireclaw.channel=vsock"  # on the kernel's command line; without it the channel is a virtio port
 _PORTS = "/sys/class/virtio-ports"
 _COLLECT_EVERY = 20_000  # objects: some hundred commands
 # A session's 256 commands have six each; what they start inherits the same as on other systems.
@@ -66,6 +68,8 @@ class Guest:
     def shutdown(self) -> None:
         """Write what is cached and end the machine."""
         os.sync()
+        with contextlib.suppress(OSError):  # it is synced; who is root in the workload may have frozen it before us
+            self._workload.seal_workspace()
         linux.reboot()
 
     def log(self, text: str) -> None:
@@ -80,8 +84,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, _DESCRIPTORS)
     loop = Loop()
     guest = Guest(loop)
-    port = os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    Port(loop, port, guest)
+    _open_channel(loop, guest)
     # What lives now lives for ever: a collection in a clone would only touch, and so copy, its pages.
     gc.collect()
     gc.freeze()
@@ -96,6 +99,15 @@ def _mount_kernel_file_systems() -> None:
     linux.mount("sysfs", "/sys", "sysfs", guarded)
     linux.mount("tmpfs", "/run", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=755")
     linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV)
+
+
+def _open_channel(loop: Loop, guest: Guest) -> None:
+    with open("/proc/cmdline") as file:
+        words = file.read().split()
+    if _VSOCK in words:
+        Listener(loop, guest).listen(listen_vsock(VSOCK_PORT))
+    else:
+        Port(loop, os.open(_find_port(), os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC), guest)
 
 
 def _find_port() -> str:

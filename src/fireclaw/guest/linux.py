@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 
 CLONE_FS = 0x200
@@ -29,6 +30,13 @@ _SYS_SETGROUPS = 116
 _SYS_SETRESUID = 117
 _SYS_SETRESGID = 119
 _SYS_PIVOT_ROOT = 155
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
+
+_AT_FDCWD = -100
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_FIFREEZE = 0xC004_5877  # include/uapi/linux/fs.h
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,6 +63,27 @@ def mount(source: str, target: str, kind: str | None, flags: int = 0, data: str 
 def umount(target: str, flags: int = 0) -> None:
     """Detach a file system."""
     _check(_libc.umount2(target.encode(), flags), f"umount {target}")
+
+
+def copy_mount(folder: str) -> int:
+    """Return a descriptor of another mount of what is mounted there; it is gone with it unless it gets a place."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, folder.encode(), flags), f"open_tree {folder}")
+
+
+def place_mount(fd: int, target: str) -> None:
+    """Give the mount of ``copy_mount`` a place, in the mount namespace of the caller."""
+    result = _libc.syscall(_SYS_MOVE_MOUNT, fd, b"", _AT_FDCWD, target.encode(), _MOVE_MOUNT_F_EMPTY_PATH)
+    _check(result, f"move_mount to {target}")
+
+
+def freeze(folder: str) -> None:
+    """Write a file system to its drive in full, as an unmount would, and hold back whoever would change it."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _FIFREEZE, 0)
+    finally:
+        os.close(fd)
 
 
 def pivot_root_here() -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fireclaw.guest.loop import Loop
     from fireclaw.guest.session import Host
 
+_READ = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
 _READ_SIZE = 65536
 _READS_A_ROUND = 64
 
@@ -31,38 +32,50 @@ class Port:
         loop: calls back when the port can be read or written.
         fd: the virtio-serial port, a vsock connection, or a socket (the double for tests); non-blocking.
         host: what sessions may use.
-        on_end: called when the other end is gone (a socket's end-of-file; a virtio port just waits).
+        on_end: called when the other end is gone (a socket's end-of-file or reset; a virtio port just waits).
+        magic: what begins a session, if it is known already.
     """
 
-    def __init__(self, loop: Loop, fd: int, host: Host, on_end: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, loop: Loop, fd: int, host: Host, on_end: Callable[[], None] | None = None, magic: bytes = b""
+    ) -> None:
         self._loop = loop
         self._fd = fd
         self._host = host
         self._on_end = on_end
         self._hellos = HelloFinder()
+        self._hellos.magic = magic
         self._session: Session | None = None
         self._buffer: bytes | memoryview = b""
         self._greeted = False  # something of the session has left
+        self._closed = False
         # While no host is connected a virtio port reports a level-triggered hang-up without end: so it stands
         # edge-triggered in an epoll of its own, which the loop watches.
         self._epoll = select.epoll()
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
         loop.add_reader(self._epoll.fileno(), self._ready)
 
+    @property
+    def magic(self) -> bytes:
+        """What begins a session by now; empty before the first hello."""
+        return self._hellos.magic
+
     def _ready(self) -> None:
         for _, events in self._epoll.poll(0):
-            if events & (select.EPOLLIN | select.EPOLLHUP):
+            if events & _READ:
                 self._read()
             if events & select.EPOLLOUT:
                 self.flush()
 
     def _read(self) -> None:
+        if self._closed:  # since this was planned
+            return
         for _ in range(_READS_A_ROUND):
             try:
                 data = os.read(self._fd, _READ_SIZE)
             except BlockingIOError:
                 return
-            except ConnectionError:
+            except OSError:  # a reset; after a restore vsock calls it "not connected"
                 data = b""
             if not data:
                 # A virtio port may deliver a host's hello before the word that the host is there. Until then it
@@ -107,6 +120,7 @@ class Port:
 
     def close(self) -> None:
         """End the session and give the port's epoll back; the descriptor stays the caller's."""
+        self._closed = True
         self._drop()
         self._loop.remove_reader(self._epoll.fileno())
         self._epoll.close()

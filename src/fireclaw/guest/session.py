@@ -144,7 +144,7 @@ class Request:
         except (KeyError, TypeError, ValueError) as error:
             self._session.answer(self._stream, {"error": f"bad call: {error!r}"})
         except OSError as error:
-            self._session.answer(self._stream, {"error": str(error), "errno": error.errno or 0})
+            self._session.answer(self._stream, {"error": error.strerror or str(error), "errno": error.errno or 0})
 
     def _dispatch(self, call: dict[str, Any]) -> None:
         session, stream, name = self._session, self._stream, call.get("call")

@@ -2,7 +2,8 @@
 
 guestd forks twice; the grandchild becomes the workload's PID 1 in new mount, PID, UTS, IPC and network namespaces.
 Its root is an overlay of the read-only image and a tmpfs. Nothing of the runtime can be seen from inside, and an
-image without Python or with a broken libc works just as well.
+image without Python or with a broken libc works just as well. The workspace comes with the identity: it is a clone's
+own, and what the clone was made from must not have had it in use.
 """
 
 from __future__ import annotations
@@ -14,11 +15,18 @@ import socket
 import struct
 import sys
 import traceback
+from typing import TYPE_CHECKING
 
 from fireclaw.guest import linux
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 IMAGE_DEVICE = "/dev/vdb"
-_BASE = "/run/workload"  # outside: lower (image), upper tmpfs, and the identity files
+WORKSPACE_DEVICE = "/dev/vdc"
+WORKSPACE = "/workspace"
+_BASE = "/run/workload"  # outside: lower (image), upper tmpfs, workspace, and the identity files
+_OUTSIDE_WORKSPACE = f"{_BASE}/workspace"
 IDENTITY_FILES = ("hostname", "hosts", "machine-id")
 
 _SIOCSIFFLAGS = 0x8914
@@ -46,16 +54,18 @@ class Workload:
     """
 
     def __init__(self) -> None:
+        self._has_workspace = False
+        # PID 1 shares its root with the kernel's threads, and who shares it may not enter another mount namespace.
+        linux.unshare(linux.CLONE_FS)
         _prepare()
         self.pid = _fork_init()
-        self._fds = [(os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY), kind) for name, kind in _NAMESPACES]
-        self._inside_uts = next(fd for fd, kind in self._fds if kind == linux.CLONE_NEWUTS)
-        self._outside_uts = os.open("/proc/self/ns/uts", os.O_RDONLY)
+        self._inside = {kind: os.open(f"/proc/{self.pid}/ns/{name}", os.O_RDONLY) for name, kind in _NAMESPACES}
+        self._outside = {kind: os.open(f"/proc/self/ns/{name}", os.O_RDONLY) for name, kind in _NAMESPACES}
 
     def enter(self) -> None:
         """Move the calling thread into the namespaces; what it starts is inside, too."""
         linux.unshare(linux.CLONE_FS)  # a thread that shares its root with others may not enter
-        for fd, kind in self._fds:
+        for kind, fd in self._inside.items():
             linux.setns(fd, kind)
 
     def enter_confined(self) -> None:
@@ -65,19 +75,44 @@ class Workload:
         self.enter()
 
     def set_hostname(self, name: str) -> None:
-        """Name the workload's UTS namespace; guestd itself is never inside it for longer than this."""
-        linux.setns(self._inside_uts, linux.CLONE_NEWUTS)
+        """Name the workload's UTS namespace."""
+        self._visit(linux.CLONE_NEWUTS, lambda: linux.sethostname(name))
+
+    def mount_workspace(self) -> None:
+        """Mount the workspace drive where commands see it, unless a machine that was asleep has it there already.
+
+        Raises:
+            OSError: there is no such drive, or no file system on it.
+        """
+        if self._has_workspace:
+            return
+        linux.mount(WORKSPACE_DEVICE, _OUTSIDE_WORKSPACE, "ext4", linux.MS_NOSUID | linux.MS_NODEV)
+        mount = linux.copy_mount(_OUTSIDE_WORKSPACE)
         try:
-            linux.sethostname(name)
+            self._visit(linux.CLONE_NEWNS, lambda: _place_workspace(mount))
         finally:
-            linux.setns(self._outside_uts, linux.CLONE_NEWUTS)
+            os.close(mount)
+        self._has_workspace = True
+
+    def seal_workspace(self) -> None:
+        """Leave the workspace on its drive as an unmount would, although commands may hold files of it open."""
+        if self._has_workspace:
+            linux.freeze(_OUTSIDE_WORKSPACE)
+
+    def _visit(self, kind: int, action: Callable[[], None]) -> None:
+        """Do something in one of the namespaces. In there it must import nothing: guestd's own files are outside."""
+        linux.setns(self._inside[kind], kind)
+        try:
+            action()
+        finally:
+            linux.setns(self._outside[kind], kind)
 
 
 def _prepare() -> None:
     """Mount the overlay, outside the namespaces."""
     os.mkdir(_BASE)
     linux.mount("tmpfs", _BASE, "tmpfs", 0, "size=75%,mode=755")
-    for name in ("lower", "upper", "work", "root"):
+    for name in ("lower", "upper", "work", "root", "workspace"):
         os.mkdir(f"{_BASE}/{name}")
     linux.mount(IMAGE_DEVICE, f"{_BASE}/lower", "squashfs", linux.MS_RDONLY)
     linux.mount(
@@ -171,6 +206,13 @@ def _build_root(root: str) -> None:
     linux.pivot_root_here()
     linux.umount(".", linux.MNT_DETACH)
     os.chdir("/")
+
+
+def _place_workspace(mount: int) -> None:
+    """Mount the workspace, in the workload's mount namespace."""
+    if not os.path.isdir(WORKSPACE):
+        os.mkdir(WORKSPACE)
+    linux.place_mount(mount, WORKSPACE)
 
 
 def _touch(path: str) -> None:

@@ -5,7 +5,7 @@ The daemon uses ``ImageStore`` and knows nothing below it::
     store       ImageStore: find, build, verify, prune
     ├── shelf       finished folders, locks, temporary folders
     ├── runtime     kernel + initrd + Python and guestd, from packages that are only unpacked
-    │   └── initrd, modules, cpio
+    │   └── kernel, initrd, modules, cpio
     ├── debian      an image from a recipe, by mmdebstrap
     │   └── recipe
     ├── archive     the Debian archive through apt

@@ -9,7 +9,14 @@ from fireclaw.images.cpio import CpioWriter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODULES = ("virtio_mmio", "virtio_blk", "virtio_console", "squashfs", "overlay")
+MODULES = (
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_console",  # the channel on QEMU
+    "vmw_vsock_virtio_transport",  # the channel on Firecracker
+    "squashfs",
+    "overlay",
+)
 """What guestd needs before it can load anything itself; their dependencies come along."""
 
 GUESTD = ("/usr/bin/python3.11", "-I", "-S", "/usr/lib/fireclaw/guestd.pyc")

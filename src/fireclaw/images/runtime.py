@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from fireclaw.errors import SetupError
 from fireclaw.images import initrd, modules, squashfs
+from fireclaw.images.kernel import extract_vmlinux
 from fireclaw.images.tool import reading, run
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 SUITE = "bookworm"
 """The runtime's own Debian suite, whatever the host runs."""
 
-BUILDER_VERSION = 1
+BUILDER_VERSION = 2
 """Part of the key: raise it when other packages are wanted, or something else is made of the same ones."""
 
 PACKAGES = (
@@ -42,7 +43,7 @@ PACKAGES = (
 KERNEL = "linux-image-cloud-amd64"
 """The package that depends on the newest kernel."""
 
-KERNEL_FILE, INITRD_FILE, ROOT_FILE = "vmlinuz", "initrd.cpio", "root.squashfs"
+KERNEL_FILE, INITRD_FILE, ROOT_FILE = "vmlinux", "initrd.cpio", "root.squashfs"
 
 _PYTHON = PurePosixPath("usr/lib/python3.11")
 _LIBRARIES = PurePosixPath("usr/lib/x86_64-linux-gnu")
@@ -129,7 +130,7 @@ def assemble(folder: Path, debs: Sequence[Path], sources: Mapping[str, bytes], p
 
     Raises:
         SetupError: a program is missing or failed.
-        CorruptError: the kernel package does not hold what it should.
+        CorruptError: the kernel package does not hold what it should, or no kernel that VMMs can start.
     """
     root, kernel, out = folder / "root", folder / "kernel", folder / "out"
     out.mkdir()
@@ -239,7 +240,7 @@ def _settle_modes(root: Path) -> None:
 
 def _boot_files(root: Path, kernel: Path, out: Path) -> None:
     (image,) = (kernel / "boot").iterdir()
-    image.rename(out / KERNEL_FILE)
+    (out / KERNEL_FILE).write_bytes(extract_vmlinux(image.read_bytes()))
     order = modules.load_order(kernel, initrd.MODULES)
     busybox = (root / "usr/bin/busybox").read_bytes()
     (out / INITRD_FILE).write_bytes(initrd.build(busybox, [(path.name, path.read_bytes()) for path in order]))

@@ -29,7 +29,7 @@ class Runtime:
 
     Attributes:
         digest: SHA-256 of everything that went in, in hex.
-        kernel: a bzImage, as Debian packages it.
+        kernel: an uncompressed ELF file (``vmlinux``) with a PVH entry.
         initrd: an uncompressed cpio archive.
         root: a squashfs, to be the first drive (``/dev/vda``).
         kernel_release: what ``uname -r`` says.

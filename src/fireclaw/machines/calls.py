@@ -246,8 +246,8 @@ async def write_file(
         stream.abort()
 
 
-async def give_identity(channel: Channel, hostname: str, magic: bytes) -> None:
-    """Make a clone somebody: fresh entropy, clock, hostname, machine-id and magic; errors as for ``call``."""
+async def give_identity(channel: Channel, hostname: str, magic: bytes, *, workspace: bool = False) -> None:
+    """Make a clone somebody: fresh entropy, clock, hostname, machine-id, magic, workspace; errors as for ``call``."""
     await call(
         channel,
         "identity",
@@ -256,6 +256,7 @@ async def give_identity(channel: Channel, hostname: str, magic: bytes) -> None:
         entropy=base64.b64encode(os.urandom(32)).decode(),
         time=time.time(),
         magic=magic.hex(),
+        workspace=workspace,
     )
 
 

@@ -11,6 +11,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING, Any
 
+from fireclaw.guest.listener import Listener
 from fireclaw.guest.loop import Loop
 from fireclaw.guest.port import Port
 from fireclaw.guest.spawner import Spawner
@@ -21,12 +22,14 @@ if TYPE_CHECKING:
 
 
 class LocalGuest:
-    """Serves one socket from a thread.
+    """Serves the host from a thread: on one socket, as over a virtio port, or on each that it is handed.
 
     ::
 
         with LocalGuest() as guest:
             channel = await Channel.open(guest.connect(), new_magic())
+
+            guest.serve(accepted)              # as over vsock: a newer one replaces the older
 
     Attributes:
         identities: the identity calls that came.
@@ -42,6 +45,7 @@ class LocalGuest:
         guest.setblocking(False)
         self._guest = guest
         self._port = Port(self.loop, guest.fileno(), self, on_end=self.loop.stop)
+        self._listener = Listener(self.loop, self)
         self._thread = threading.Thread(target=self.loop.run, name="local-guest", daemon=True)
 
     def __enter__(self) -> Self:
@@ -55,6 +59,7 @@ class LocalGuest:
         self.loop.call_from_thread(self.loop.stop)
         self._thread.join()
         self._spawner.close()
+        self._listener.close()
         self._port.close()
         self._guest.close()
         self.loop.close()
@@ -62,6 +67,10 @@ class LocalGuest:
     def connect(self) -> socket.socket:
         """Return the host's end, again each time: a duplicate, so that a session may close its own."""
         return self._host.dup()
+
+    def serve(self, sock: socket.socket) -> None:
+        """Serve a connection as one that vsock just accepted; it belongs to the guest from now on."""
+        self.loop.call_from_thread(lambda: self._listener.serve(sock))
 
     def spawner(self, *, confined: bool) -> Spawner:
         """One thread for all: this double does not confine."""

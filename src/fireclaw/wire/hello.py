@@ -22,6 +22,7 @@ import os
 import struct
 
 PORT_NAME = "fireclaw.0"  # of the virtio-serial port
+VSOCK_PORT = 1024  # where guestd listens on a VMM with vsock
 PREFIX = b"\x00\xffFCLAW\n"
 MAGIC_SIZE = 16
 VERSION = 1
