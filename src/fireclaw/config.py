@@ -50,10 +50,15 @@ class MachineConfig(_Section):
 
     memory_mib: int = Field(default=256, ge=96, le=65536, description="Memory of a machine, in MiB.")
     vcpus: int = Field(default=1, ge=1, le=32, description="Virtual processors of a machine.")
+    vmm: Literal["auto", "firecracker", "qemu"] = Field(
+        default="auto",
+        description="What runs machines: `firecracker` and `qemu` insist on it, `auto` takes Firecracker where it is"
+        " installed and a machine has booted on it, otherwise QEMU, and says which and why.",
+    )
     accel: Literal["auto", "kvm", "tcg"] = Field(
         default="auto",
-        description="How machines are accelerated: `kvm` insists on KVM, `tcg` is software only, `auto` tries KVM"
-        " by booting a machine on it and says so when it falls back.",
+        description="How machines are accelerated: `kvm` insists on KVM, `tcg` is software only, which QEMU alone can"
+        " do, `auto` tries KVM by booting a machine on it and says so when it falls back.",
     )
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from fireclaw.errors import SetupError
 
-# unix(7): sun_path is 108 bytes with its NUL. The longest socket we make is <run>/m/<12 hex>/qmp.
+# unix(7): sun_path is 108 bytes with its NUL. The longest socket we make is <run>/m/<12 hex>/api.
 _SOCKET_PATH_MAX = 107
-_LONGEST_SOCKET = "/m/0123456789ab/qmp"
+_LONGEST_SOCKET = "/m/0123456789ab/api"
 
 
 class Home:
@@ -115,6 +115,21 @@ class Home:
         return self.data / "snapshots"
 
     @property
+    def vmms(self) -> Path:
+        """VMM programs that we fetched, one folder a release."""
+        return self.data / "vmms"
+
+    @property
+    def jails(self) -> Path:
+        """Where the jailer makes root folders: on the file system of images and snapshots, which are linked in."""
+        return self.data / "jails"
+
+    @property
+    def workspaces(self) -> Path:
+        """Workspace drives of machines."""
+        return self.data / "workspaces"
+
+    @property
     def models(self) -> Path:
         """Model files by digest."""
         return self.data / "models"
@@ -140,7 +155,7 @@ class Home:
         Raises:
             SetupError: one cannot be made, with the reason, or is another user's, who could put his files in it.
         """
-        for folder in (self.data, self.run, self.secrets, self.machines):
+        for folder in (self.data, self.run, self.secrets, self.machines, self.workspaces):
             try:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 owner = folder.stat().st_uid

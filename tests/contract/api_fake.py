@@ -20,6 +20,7 @@ from fireclaw.wire.frames import FrameReader, Kind, pack, pack_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from fireclaw.config import Config
     from fireclaw.daemon.bodies import CreateRequest, ExecRequest, RunRequest
@@ -82,7 +83,7 @@ class FakeSupervisor:
     async def machines(self) -> list[MachineInfo]:
         """List what was created."""
         return [
-            MachineInfo("0123456789abcdef", name, "named", image, "running", "tcg", 256, 0.0)
+            MachineInfo("0123456789abcdef", name, "named", image, "running", "qemu", "tcg", 256, 0.0)
             for name, image in self._names.items()
         ]
 
@@ -118,6 +119,10 @@ class FakeSupervisor:
         await self.go_on.wait()
         await asyncio.to_thread(say, "packing")  # from a thread, as builders do
         say("packed")
+
+    async def install_firecracker(self, file: Path | None, say: Say) -> None:
+        """Name the file."""
+        say(f"installed from {file}")
 
     async def status(self) -> Status:
         """Tell of an office that runs."""

@@ -25,18 +25,19 @@ _ARROWS = {
     "errors": set(),
     "paths": {"errors"},
     "config": {"errors", "paths"},
+    "download": set(),
     "wire": set(),
     "guest": {"wire"},
     "store": {"errors"},
     "images": {"errors", "paths"},
-    "vmm": {"errors", "store", "wire"},
+    "vmm": {"download", "errors", "paths", "store", "wire"},
     "machines": {"errors", "images", "paths", "store", "vmm", "wire"},
-    "llm": {"errors"},
+    "llm": {"download", "errors"},
     "irc": {"errors"},
     "agents": {"errors", "irc", "llm", "store"},
     "daemon": {"agents", "config", "errors", "images", "irc", "llm", "machines", "paths", "store", "vmm", "wire"},
     "cli": {"errors", "paths", "wire"},
-    "testing": {"guest", "irc", "llm"},
+    "testing": {"guest", "irc", "llm", "wire"},
     "__main__": {"cli"},
 }
 
@@ -49,6 +50,7 @@ _EXCEPTIONS = {
 # Library: the only modules or rooms that may import it.
 _LIBRARIES = {
     "gguf": {"fireclaw.testing.scripted_model"},
+    "lz4": {"fireclaw.images.kernel"},
     "numpy": {"fireclaw.testing.scripted_model"},
     "openai": {"fireclaw.llm.provider"},
     "pydantic": {"fireclaw.agents.templates", "fireclaw.config", "fireclaw.daemon.bodies"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
@@ -21,18 +23,32 @@ _COLOURS: Final = {"ok": "32", "warn": "33", "fail": "31"}
 
 
 def setup(arguments: Sequence[str]) -> int:
-    """Build what machines boot from and fetch the model."""
+    """Build what machines boot from and fetch the model, or install Firecracker."""
     parser = Parser(
         "setup",
-        "Build the runtime and the default image, and fetch the model. What is there already is kept.",
-        examples="  fireclaw setup",
+        "Build the runtime and the default image, and fetch the model. What is there already is kept.\n"
+        "With --vmm: install a VMM, and nothing else.",
+        examples="  fireclaw setup\n"
+        "  fireclaw setup --vmm firecracker\n"
+        "  fireclaw setup --vmm firecracker --file firecracker-v1.16.1-x86_64.tgz",
     )
-    parser.parse_args(arguments)
+    parser.add_argument("--vmm", choices=["firecracker"], help="install this VMM: its pinned release, by checksum")
+    parser.add_argument(
+        "--file", metavar="PATH", help="what to install it from: a downloaded archive, a folder or a program"
+    )
+    options = parser.parse_args(arguments)
+    if options.file is not None and options.vmm is None:
+        parser.error("--file says what a VMM is installed from, and there is no --vmm")
+    target, body = "/v1/setup", {}
+    if options.vmm is not None:
+        target = f"/v1/vmms/{options.vmm}"
+        # The daemon works in another folder than we do.
+        body = {"file": None if options.file is None else os.path.abspath(options.file)}  # noqa: PTH100 - keeps links
     try:
-        for _ in watch(Home.find(), "/v1/setup"):
+        for _ in watch(Home.find(), target, body):
             say("ready")
     except KeyboardInterrupt:
-        say("the daemon goes on with it; 'fireclaw setup' shows how far it is")
+        say(f"the daemon goes on with it; '{shlex.join(['fireclaw', 'setup', *arguments])}' shows how far it is")
         raise
     return 0
 

@@ -29,7 +29,7 @@ def ps(arguments: Sequence[str]) -> int:
         return 0
     now = time.time()
     print_table(
-        ["id", "name", "purpose", "image", "state", "memory", "accel", "age"],
+        ["id", "name", "purpose", "image", "state", "memory", "vmm", "age"],
         [
             [
                 machine["id"][:12],
@@ -38,7 +38,7 @@ def ps(arguments: Sequence[str]) -> int:
                 machine["image"],
                 machine["state"],
                 f"{machine['memory_mib']} MiB",
-                machine["accel"],
+                f"{machine['vmm']}/{machine['accel']}",
                 age(now - machine["created_at"]),
             ]
             for machine in machines

@@ -1,8 +1,8 @@
 """The daemon's HTTP API, version 1: routes over a supervisor. Served on a unix socket; see docs/api.md.
 
 A ``Supervisor`` does the work; this module checks what clients send, turns errors into answers and streams what
-takes long. ``POST /v1/run`` and ``…/exec`` are conversations (fireclaw.daemon.conversation), ``up``, ``down`` and
-``setup`` are jobs (fireclaw.daemon.job), the rest is plain JSON. An error is
+takes long. ``POST /v1/run`` and ``…/exec`` are conversations (fireclaw.daemon.conversation), ``up``, ``down``,
+``setup`` and ``vmms/firecracker`` are jobs (fireclaw.daemon.job), the rest is plain JSON. An error is
 ``{"error": {"code": …, "message": …, "hint": …}}``.
 """
 
@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from starlette.applications import Starlette
@@ -21,7 +22,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from fireclaw import __version__
-from fireclaw.daemon.bodies import CreateRequest, Empty, ExecRequest, RunRequest, UpRequest, check_body
+from fireclaw.daemon.bodies import CreateRequest, Empty, ExecRequest, InstallRequest, RunRequest, UpRequest, check_body
 from fireclaw.daemon.conversation import ConversationResponse, error_object, internal_error, read_call
 from fireclaw.daemon.doctor import run_checks
 from fireclaw.daemon.job import Job
@@ -87,6 +88,9 @@ class Supervisor(Protocol):
 
     async def setup(self, say: Say) -> None:
         """Build the runtime and the default image, and fetch the model."""
+
+    async def install_firecracker(self, file: Path | None, say: Say) -> None:
+        """Install the pinned release, from a file or from upstream."""
 
     async def status(self) -> Status:
         """Tell what runs."""
@@ -157,6 +161,7 @@ class Api:
             Route("/v1/up", self._up, methods=["POST"]),
             Route("/v1/down", self._stop, methods=["POST"]),
             Route("/v1/setup", self._setup, methods=["POST"]),
+            Route("/v1/vmms/firecracker", self._install_firecracker, methods=["POST"]),
             Route("/v1/status", self._status, methods=["GET"]),
             Route("/v1/doctor", self._doctor, methods=["GET"]),
             Route("/v1/version", self._version, methods=["GET"]),
@@ -202,6 +207,15 @@ class Api:
     async def _setup(self, request: Request) -> Response:
         check_body(Empty, await _read_json(request))
         return _stream(self._job("setup", self._set_up).follow())
+
+    async def _install_firecracker(self, request: Request) -> Response:
+        file = check_body(InstallRequest, await _read_json(request)).file
+
+        async def work(say: Say) -> dict[str, Any]:
+            await self._supervisor.install_firecracker(None if file is None else Path(file), say)
+            return {}
+
+        return _stream(self._job(f"install {file or 'firecracker'}", work).follow())
 
     async def _status(self, request: Request) -> Response:  # noqa: ARG002
         return JSONResponse(await self._describe())

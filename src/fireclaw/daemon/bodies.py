@@ -110,6 +110,16 @@ class UpRequest(Body):
     stay: bool = False
 
 
+class InstallRequest(Body):
+    """What Firecracker is installed from.
+
+    Attributes:
+        file: an archive, a folder or a program on this host; None: upstream's release is fetched.
+    """
+
+    file: Annotated[Text, AfterValidator(_absolute)] | None = None
+
+
 class Empty(Body):
     """No settings."""
 
@@ -139,6 +149,7 @@ class MachineInfo:
         purpose: ``run``, ``named``, ``agent``, ``template`` or ``probe``.
         image: the image's name.
         state: ``making``, ``running`` or ``stopping``.
+        vmm: ``firecracker`` or ``qemu``.
         accel: ``kvm`` or ``tcg``.
         memory_mib: its memory.
         created_at: seconds since 1970.
@@ -149,6 +160,7 @@ class MachineInfo:
     purpose: str
     image: str
     state: str
+    vmm: str
     accel: str
     memory_mib: int
     created_at: float
@@ -216,8 +228,8 @@ class VmmStatus:
     """What runs the machines.
 
     Attributes:
-        kind: ``qemu``.
-        accel: ``kvm``, ``tcg``, or ``unknown`` before the first machine.
+        kind: ``firecracker`` or ``qemu``; ``unknown`` before the first machine.
+        accel: ``kvm`` or ``tcg``; ``unknown`` before the first machine.
     """
 
     kind: str

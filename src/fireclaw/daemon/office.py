@@ -100,7 +100,8 @@ class Office:
         model = asyncio.create_task(self._gateway.start(_Teller(say)), name="model")
         try:
             await self._rooms.machines.prepare()
-            say(f"machines: qemu, {self._rooms.machines.accel}")
+            if (choice := self._rooms.family.choice) is not None:
+                say(f"machines: {choice.vmm.name}, {choice.accel}")
             await self._start_overseer(settings)
             await self._wait_seated()
             await model

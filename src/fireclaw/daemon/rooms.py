@@ -17,6 +17,7 @@ from fireclaw.store.database import Database
 from fireclaw.store.hosts import Host, open_host
 from fireclaw.store.ledger import Ledger, save_anchor
 from fireclaw.store.machines import MachineRows, ProcessRows
+from fireclaw.vmm.family import Family
 from fireclaw.vmm.host import HostMemo
 from fireclaw.vmm.process import Gate, home_tag
 
@@ -42,6 +43,7 @@ class Rooms:
     ledger: Ledger
     gate: Gate
     images: ImageStore
+    family: Family
     machines: Machines
     narrator: Narrator
 
@@ -90,16 +92,18 @@ def _furnish(home: Home, config: Config, database: Database, ledger: Ledger) -> 
     gate = Gate(ProcessRows(database), home_tag(home.data))
     images = ImageStore(home, mirror=config.images.mirror)
     narrator = Narrator()
+    memo = HostMemo(home.memo)
+    family = Family(gate, home, memo, vmm=config.machine.vmm, accel=config.machine.accel, say=narrator.say)
     machines = Machines(
         home=home,
         rows=MachineRows(database, host),
         gate=gate,
         images=images,
-        memo=HostMemo(home.memo),
-        accel=config.machine.accel,
+        family=family,
+        memo=memo,
         memory_mib=config.machine.memory_mib,
         vcpus=config.machine.vcpus,
         say=narrator.say,
         record=ledger.append,
     )
-    return Rooms(home, config, database, host, ledger, gate, images, machines, narrator)
+    return Rooms(home, config, database, host, ledger, gate, images, family, machines, narrator)

@@ -21,10 +21,13 @@ from fireclaw.errors import MachineError
 from fireclaw.images.background import in_background
 from fireclaw.machines.calls import Exec
 from fireclaw.store.machines import Purpose
+from fireclaw.vmm.firecracker import install
+from fireclaw.vmm.firecracker.vm import Firecracker
 from fireclaw.wire.frames import pack
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from fireclaw.config import Config
     from fireclaw.daemon.bodies import CreateRequest, ExecRequest, RunRequest
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from fireclaw.machines.machine import Machine
     from fireclaw.paths import Home
     from fireclaw.store.machines import MachineRow
+    from fireclaw.vmm.family import Choice
 
 log = logging.getLogger(__name__)
 
@@ -165,6 +169,13 @@ class DaemonSupervisor:
         await in_background(lambda: images.build_image("debian", say))
         await self._office.fetch_model(say)
 
+    async def install_firecracker(self, file: Path | None, say: Say) -> None:
+        """Install the pinned release."""
+        await in_background(lambda: install.install(self._rooms.home.vmms, say, file=file))
+        choice = self._rooms.family.choice
+        if choice is not None and choice.why and choice.vmm.name != Firecracker.name:
+            say("this daemon has chosen before: 'fireclaw down', and the next one chooses again")
+
     # -- the office -------------------------------------------------------------------------------------------
 
     async def up(self, say: Say) -> None:
@@ -187,8 +198,12 @@ class DaemonSupervisor:
             irc=self._office.irc_status(),
             agents=self._office.agent_status(),
             model=self._office.model_status(),
-            vmm=VmmStatus("qemu", self._rooms.machines.accel or "unknown"),
+            vmm=_vmm_status(self._rooms.family.choice),
         )
+
+
+def _vmm_status(choice: Choice | None) -> VmmStatus:
+    return VmmStatus("unknown", "unknown") if choice is None else VmmStatus(choice.vmm.name, choice.accel)
 
 
 def _info(row: MachineRow, images: dict[str, str]) -> MachineInfo:
@@ -198,6 +213,7 @@ def _info(row: MachineRow, images: dict[str, str]) -> MachineInfo:
         purpose=row.purpose,
         image=images.get(row.image, row.image[:12]),
         state=row.state,
+        vmm=row.vmm,
         accel=row.accel,
         memory_mib=row.memory_mib,
         created_at=row.created_at,

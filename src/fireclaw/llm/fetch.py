@@ -23,22 +23,18 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
+from fireclaw.download import DownloadError, read_url
 from fireclaw.errors import CorruptError, ModelError, SetupError
 from fireclaw.llm.catalogue import Entry, PackageSource, UrlSource
 
 _CHUNK = 1 << 20
-_SILENCE_S = 5.0  # for a connection to open, and between two pieces of data
 _POLL_S = 0.2
 _PIECE_TIMEOUT_S = 1800.0
 
@@ -163,15 +159,18 @@ class _Fetch:
     def _append(self, source: UrlSource, file: IO[bytes]) -> None:
         """Read on from the end of the file until the connection ends, or too much has come."""
         start = file.tell()
-        with closing(_read_url(source.url, start)) as pieces:
-            for offset, data in pieces:
-                if offset < file.tell():  # the server began anew
-                    file.seek(0)
-                    file.truncate()
-                file.write(data)
-                if file.tell() > self._entry.size:
-                    break
-                self._tell(source, file.tell())
+        try:
+            with closing(read_url(source.url, start)) as pieces:
+                for piece in pieces:
+                    if piece.offset < file.tell():  # the server began anew
+                        file.seek(0)
+                        file.truncate()
+                    file.write(piece.data)
+                    if file.tell() > self._entry.size:
+                        break
+                    self._tell(source, file.tell())
+        except DownloadError as error:
+            raise SourceError(str(error)) from error
         if file.tell() <= start:
             raise SourceError("it sent no data")
 
@@ -222,21 +221,6 @@ class _Fetch:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
         file.rename(self._path)
-
-
-def _read_url(url: str, start: int) -> Generator[tuple[int, bytes], None, None]:
-    """Yield (offset, data) from ``start`` on, or from 0 where the server cannot; raise SourceError when it fails."""
-    request = urllib.request.Request(url, headers={"User-Agent": "fireclaw"})  # noqa: S310 - the catalogue's
-    if start:
-        request.add_header("Range", f"bytes={start}-")
-    try:
-        with urllib.request.urlopen(request, timeout=_SILENCE_S) as response:  # noqa: S310 - the catalogue's
-            offset = start if response.status == HTTPStatus.PARTIAL_CONTENT else 0
-            while data := response.read(_CHUNK):
-                yield offset, data
-                offset += len(data)
-    except (OSError, HTTPException) as error:
-        raise SourceError(_reason(error)) from error
 
 
 def pip_download(package: str, version: str, folder: Path, tick: Tick) -> Path:
@@ -337,11 +321,3 @@ def _locked(lock: Path, entry: Entry, progress: OnProgress) -> Iterator[None]:
             else:
                 break
         yield
-
-
-def _reason(error: OSError | HTTPException) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"HTTP {error.code} {error.reason}"
-    if isinstance(error, urllib.error.URLError):
-        return str(error.reason)
-    return str(error) or type(error).__name__

@@ -53,32 +53,34 @@ class Machine:
         *,
         hostname: str = "",
         template: bytes = b"",
+        workspace: bool = False,
         on_settled: Callable[[Machine], None] | None = None,
     ) -> Machine:
         """Begin a session with the guest; where ``hostname`` is given, make a fresh clone somebody by it.
 
         Hello, identity and the first command travel together: nothing is waited for here but the socket.
-        ``on_settled`` is called once the guest has answered, before anybody else learns that.
-        ``template`` is the magic that a fresh clone was born with; it is given the row's.
+        ``template`` is the magic that a fresh clone was born with; it is given the row's. ``workspace`` has it mount
+        its third drive. ``on_settled`` is called once the guest has answered, before anybody else learns that.
         """
-        channel = await Channel.begin(vm.open_channel(), template or bytes.fromhex(row.magic))
+        sock = await vm.open_channel(timeout_s=HELLO_SECONDS)
+        channel = await Channel.begin(sock, template or bytes.fromhex(row.magic))
         machine = cls(row, vm, channel)
-        settling = machine._settle(hostname, on_settled)
+        settling = machine._settle(hostname, workspace, on_settled)
         machine._settled = asyncio.create_task(settling, name=f"settle {row.machine_id}")
         return machine
 
-    async def _settle(self, hostname: str, on_settled: Callable[[Machine], None] | None) -> None:
+    async def _settle(self, hostname: str, workspace: bool, on_settled: Callable[[Machine], None] | None) -> None:
         if hostname:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self.channel.wait_ready(HELLO_SECONDS), name="hello")
-                tasks.create_task(self._give_identity(hostname), name="identity")
+                tasks.create_task(self._give_identity(hostname, workspace), name="identity")
         else:
             await self.channel.wait_ready(HELLO_SECONDS)
         if on_settled is not None:
             on_settled(self)
 
-    async def _give_identity(self, hostname: str) -> None:
-        await calls.give_identity(self.channel, hostname, bytes.fromhex(self.row.magic))
+    async def _give_identity(self, hostname: str, workspace: bool) -> None:
+        await calls.give_identity(self.channel, hostname, bytes.fromhex(self.row.magic), workspace=workspace)
 
     async def settled(self) -> None:
         """Wait until the guest has answered and taken its identity.

@@ -11,54 +11,37 @@ import asyncio
 import logging
 import shutil
 import time
-import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING
 
-from fireclaw.errors import ConflictError, CorruptError, FireclawError, GuestTimeoutError, NotFoundError, SetupError
+from fireclaw.errors import ConflictError, CorruptError, FireclawError, NotFoundError, VmmError
 from fireclaw.images import recipe
 from fireclaw.images.background import in_background
-from fireclaw.machines import calls
-from fireclaw.machines.calls import Exec
-from fireclaw.machines.channel import Channel
+from fireclaw.machines import workspace as workspaces
 from fireclaw.machines.machine import Machine
-from fireclaw.machines.snapshots import Loaded, SnapshotFolder, make_key
+from fireclaw.machines.register import KEPT_BY_NAME, Register, short
+from fireclaw.machines.spares import Spares
+from fireclaw.machines.templates import Kind, Templates
 from fireclaw.store.machines import MachineState, Purpose
-from fireclaw.vmm.accel import prove_accel
-from fireclaw.vmm.base import Accel, VmSpec
-from fireclaw.vmm.host import tsc_khz
-from fireclaw.vmm.qemu import Qemu
 from fireclaw.wire.hello import new_magic
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from fireclaw.images.store import Image, ImageStore, Runtime
+    from fireclaw.machines.register import Record
+    from fireclaw.machines.snapshots import About, Snapshot
     from fireclaw.paths import Home
     from fireclaw.store.machines import MachineRow, MachineRows
     from fireclaw.vmm.base import Vm
+    from fireclaw.vmm.family import Family
     from fireclaw.vmm.host import HostMemo
     from fireclaw.vmm.process import Gate
 
-    class Record(Protocol):
-        """The ledger's ``append``."""
-
-        def __call__(self, type: str, data: Mapping[str, object], *, machine: str | None = None) -> object:  # noqa: A002
-            """Add an event."""
-
 
 logger = logging.getLogger(__name__)
-
-BOOT_SECONDS = 120.0  # a boot takes 3 s on an idle software CPU
-# What a template does before it is frozen, so that a clone finds it in memory: both ways to start a command, the
-# shell and the programs that nearly every command needs.
-_WARM_UP = (
-    Exec(["/bin/true"]),
-    Exec(["/bin/true"], user="1000:1000", confined=True),
-    Exec(["/bin/sh", "-c", "cat /proc/uptime; uname -a; id; ls /"], stdin=True),
-)
-_KEPT_BY_NAME = frozenset({Purpose.NAMED, Purpose.AGENT})
 
 
 class Machines:
@@ -69,11 +52,11 @@ class Machines:
         rows: the record.
         gate: where processes are made.
         images: runtimes and images.
+        family: the VMMs.
         memo: facts about this host that were found out once.
-        accel: "auto", "kvm" or "tcg".
         memory_mib: of each machine.
         vcpus: of each machine.
-        say: takes a line for people, e.g. why KVM is not used; called from any thread.
+        say: takes a line for people; called from any thread.
         record: the ledger.
     """
 
@@ -84,8 +67,8 @@ class Machines:
         rows: MachineRows,
         gate: Gate,
         images: ImageStore,
+        family: Family,
         memo: HostMemo,
-        accel: str,
         memory_mib: int,
         vcpus: int,
         say: Callable[[str], None],
@@ -95,26 +78,24 @@ class Machines:
         self._rows = rows
         self._gate = gate
         self._images = images
-        self._memo = memo
-        self._wanted_accel = accel
+        self._family = family
         self._memory_mib = memory_mib
         self._vcpus = vcpus
         self._say = say
         self._record_event = record
-        self._folder = SnapshotFolder(home.snapshots)
-        self._loaded: dict[str, Loaded] = {}
-        self._making = asyncio.Lock()
-        self._accel: Accel | None = None
+        self._register = Register(home=home, rows=rows, gate=gate, family=family, memo=memo, record=record)
+        self._templates = Templates(home, self._register, family, say)
+        self._spares = Spares(self._register, family)
+        self._refill: Callable[[], None] = lambda: None
         self._machines: dict[str, Machine] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._endings: dict[str, asyncio.Task[None]] = {}
-        self._snapshots: set[asyncio.Task[Loaded]] = set()
 
     # -- finding ----------------------------------------------------------------------------------------------
 
     def all(self) -> list[MachineRow]:
-        """The machines' rows, oldest first."""
-        return self._rows.all()
+        """The rows of somebody's machines, oldest first."""
+        return [row for row in self._rows.all() if row.purpose is not Purpose.SPARE]
 
     def get(self, name: str) -> Machine:
         """Find a running machine by its name or by its id (12 digits or more).
@@ -132,29 +113,53 @@ class Machines:
 
     async def prepare(self, image: str = "debian") -> None:
         """Have everything ready that the first machine of an image needs; errors as for ``create``."""
-        runtime, found = await in_background(lambda: self._find(image))
-        await self._snapshot(runtime, found, self._memory_mib)
+        kind = await self._kind(image, self._memory_mib, None)
+        self._spares.refill(kind, await self._templates.have(kind))
 
     async def create(
-        self, purpose: Purpose, *, name: str | None = None, image: str = "debian", memory_mib: int | None = None
+        self,
+        purpose: Purpose,
+        *,
+        name: str | None = None,
+        image: str = "debian",
+        memory_mib: int | None = None,
+        workspace: Path | None = None,
     ) -> Machine:
         """Clone a machine; it has been sent its identity, and may be given commands at once.
+
+        Args:
+            purpose: what it is for.
+            name: what people call it.
+            image: what its workload sees.
+            memory_mib: its memory, if not as the settings say.
+            workspace: a drive (``machines.workspace``) that it mounts at /workspace; no other machine uses it.
 
         Raises:
             NotFoundError: no such image.
             ConflictError: the name is taken.
             SetupError, MachineError: it cannot be made, and why.
         """
-        runtime, found = await in_background(lambda: self._find(image))
-        memory_mib = memory_mib or self._memory_mib
-        snapshot = await self._snapshot(runtime, found, memory_mib)
+        kind = await self._kind(image, memory_mib or self._memory_mib, workspace)
+        snapshot = await self._templates.have(kind)
+        if purpose is Purpose.RUN:
+            self._refill = partial(self._spares.refill, kind, snapshot)
         if name is not None:
             await self._until_free(name)
-        row = self._record(purpose, found, runtime, new_magic(), memory_mib=memory_mib, name=name)
+        row, vm = await self._start(purpose, kind, snapshot, name, workspace)
         try:
-            machine = await self._clone(row, runtime, found, snapshot)
+            self._register.note_made(row, kind.image.name, "clone")
+            # Hello and identity lie in the port before the guest wakes: it finds them at its first look.
+            machine = await Machine.connect(
+                row,
+                vm,
+                hostname=row.name or f"fc-{short(row.machine_id)[:8]}",
+                template=snapshot.magic,
+                workspace=workspace is not None,
+                on_settled=self._made,
+            )
         except BaseException:
-            await asyncio.shield(self._forget(row))
+            await asyncio.shield(vm.shutdown())
+            await asyncio.shield(self._register.forget(row))
             raise
         self._own(machine)
         try:
@@ -164,23 +169,52 @@ class Machines:
             raise
         return machine
 
+    async def _start(
+        self, purpose: Purpose, kind: Kind, snapshot: Snapshot, name: str | None, workspace: Path | None
+    ) -> tuple[MachineRow, Vm]:
+        """Make a clone that stands still, out of a spare where there is one."""
+        if purpose is Purpose.RUN and (spare := self._spares.take(snapshot)) is not None:
+            try:
+                await spare.vm.load(snapshot.memory)
+                return self._rows.assign(spare.row, purpose, time.time()), spare.vm
+            except VmmError as error:  # it was killed while it waited: nothing of anybody's is lost
+                logger.warning("a spare could not be used: %s", error)
+                await asyncio.shield(self._register.forget(spare.row))
+            except BaseException:
+                await asyncio.shield(spare.vm.shutdown())
+                await asyncio.shield(self._register.forget(spare.row))
+                raise
+        assert self._family.choice is not None  # with the first template
+        row = self._register.add(
+            purpose,
+            kind.image,
+            kind.runtime,
+            new_magic(),
+            vmm=self._family.choice.vmm,
+            accel=self._family.choice.accel,
+            memory_mib=kind.memory_mib,
+            vcpus=kind.vcpus,
+            name=name,
+        )
+        try:
+            spec = self._register.spec(row, kind.runtime, kind.image, workspace)
+            return row, await self._family.named(row.vmm).clone(spec, snapshot.memory, paused=True)
+        except BaseException:
+            await asyncio.shield(self._register.forget(row))
+            raise
+
+    async def _kind(self, image: str, memory_mib: int, workspace: Path | None) -> Kind:
+        def find() -> Kind:
+            size = 0 if workspace is None else workspace.stat().st_size
+            return Kind(*self._find(image), memory_mib, self._vcpus, size)
+
+        return await in_background(find)
+
     async def _until_free(self, name: str) -> None:
         """Let a machine of that name that is just ending come to its end."""
         taken = self._rows.by_name(name)
         if taken is not None and (ending := self._endings.get(taken.machine_id)) is not None:
             await asyncio.wait([ending])
-
-    async def _clone(self, row: MachineRow, runtime: Runtime, image: Image, snapshot: Loaded) -> Machine:
-        """Make a clone that has all it needs to begin and stands still."""
-        vm = await Qemu.clone(self._spec_of(row, runtime, image), self._gate, snapshot.memory, paused=True)
-        try:
-            self._note_made(row, image.name, "clone")
-            # Hello and identity lie in the port before the guest wakes: it finds them at its first look.
-            hostname = row.name or f"fc-{_short(row.machine_id)[:8]}"
-            return await Machine.connect(row, vm, hostname=hostname, template=snapshot.magic, on_settled=self._made)
-        except BaseException:
-            await asyncio.shield(vm.shutdown())
-            raise
 
     def _made(self, machine: Machine) -> None:
         """Note that a clone has taken its identity; before that, no later daemon may adopt it."""
@@ -211,152 +245,6 @@ class Machines:
         except CorruptError:
             return False
         return True
-
-    def _record(
-        self,
-        purpose: Purpose,
-        image: Image,
-        runtime: Runtime,
-        magic: bytes,
-        *,
-        memory_mib: int,
-        name: str | None = None,
-        accel: Accel | None = None,
-    ) -> MachineRow:
-        row = self._rows.add(
-            machine_id=str(uuid.uuid4()),
-            name=name,
-            purpose=purpose,
-            image=image.digest,
-            runtime=runtime.digest,
-            accel=accel or self._accel or Accel.TCG,
-            memory_mib=memory_mib,
-            vcpus=self._vcpus,
-            magic=magic.hex(),
-            created_at=time.time(),
-        )
-        folder = self._machine_folder(row.machine_id)
-        try:
-            folder.mkdir(mode=0o700)
-        except OSError as error:
-            self._rows.remove(row.machine_id)
-            raise SetupError(
-                f"cannot make the folder {str(folder)!r}: {error.strerror}", hint="'fireclaw down' and try again"
-            ) from error
-        return row
-
-    def _note_made(self, row: MachineRow, image: str, how: str) -> None:
-        about = {"purpose": row.purpose, "name": row.name, "image": image, "how": how, "accel": row.accel}
-        self._record_event("machine.made", about, machine=row.machine_id)
-
-    def _spec(
-        self,
-        runtime: Runtime,
-        image: Image,
-        accel: Accel,
-        *,
-        memory_mib: int,
-        machine_id: str = "",
-        slot: int = 0,
-    ) -> VmSpec:
-        """What to start; without a machine_id, what every machine of this kind has in common."""
-        return VmSpec(
-            machine_id=machine_id,
-            kernel=runtime.kernel,
-            initrd=runtime.initrd,
-            root=runtime.root,
-            image=image.root,
-            memory_mib=memory_mib,
-            vcpus=self._vcpus,
-            accel=accel,
-            tsc_khz=tsc_khz(self._memo),
-            folder=self._machine_folder(machine_id),
-            slot=slot,
-        )
-
-    def _spec_of(self, row: MachineRow, runtime: Runtime, image: Image) -> VmSpec:
-        spec = self._spec(
-            runtime, image, Accel(row.accel), memory_mib=row.memory_mib, machine_id=row.machine_id, slot=row.slot
-        )
-        return replace(spec, tied=row.purpose not in _KEPT_BY_NAME)
-
-    def _machine_folder(self, machine_id: str) -> Path:
-        return self._home.machines / _short(machine_id)
-
-    # -- snapshots --------------------------------------------------------------------------------------------
-
-    async def _snapshot(self, runtime: Runtime, image: Image, memory_mib: int) -> Loaded:
-        """Have a snapshot; once begun it is made, for others, even if who asked first does not wait for it."""
-        task = asyncio.create_task(self._have_snapshot(runtime, image, memory_mib), name=f"snapshot {image.name}")
-        self._snapshots.add(task)
-        task.add_done_callback(self._snapshots.discard)
-        return await asyncio.shield(task)
-
-    async def _have_snapshot(self, runtime: Runtime, image: Image, memory_mib: int) -> Loaded:
-        async with self._making:
-            if self._accel is None:
-                self._accel = await self._choose_accel(runtime, image)
-            spec = self._spec(runtime, image, self._accel, memory_mib=memory_mib)
-            key = make_key(vmm=Qemu.fingerprint(spec), runtime=runtime.digest, image=image.digest)
-            if key not in self._loaded:
-                self._loaded[key] = await self._load(key) or await self._make(key, runtime, image, memory_mib)
-            return self._loaded[key]
-
-    async def _load(self, key: str) -> Loaded | None:
-        try:
-            return await asyncio.to_thread(self._folder.load, key)
-        except CorruptError as error:
-            self._say(f"{error.message}; it is built anew")
-            return None
-
-    async def _make(self, key: str, runtime: Runtime, image: Image, memory_mib: int) -> Loaded:
-        """Boot a template, warm it up, freeze it and keep it on disk."""
-        self._say(f"making a snapshot of the image {image.name!r} (once)")
-        magic = new_magic()
-        row = self._record(Purpose.TEMPLATE, image, runtime, magic, memory_mib=memory_mib)
-        try:
-            vm = await Qemu.boot(self._spec_of(row, runtime, image), self._gate, snapshottable=True)
-            self._note_made(row, image.name, "boot")
-            try:
-                await _warm_up(vm, magic)
-                memory = await vm.snapshot()
-            except GuestTimeoutError as error:
-                console = (await vm.console()).strip()
-                raise GuestTimeoutError(f"{error.message}; its console ends with: {console[-500:]}") from None
-            finally:
-                await asyncio.shield(vm.shutdown())
-        finally:
-            await asyncio.shield(self._forget(row))
-        try:
-            await asyncio.to_thread(self._folder.save, key, memory, magic, runtime.digest, image.digest)
-        except FireclawError:
-            memory.close()
-            raise
-        return Loaded(key, memory, magic)
-
-    async def _choose_accel(self, runtime: Runtime, image: Image) -> Accel:
-        """Take what was asked for; for "auto", KVM if a guest of ours really boots on it."""
-        if self._wanted_accel != "auto":
-            return Accel(self._wanted_accel)
-
-        async def boot() -> None:
-            magic = new_magic()
-            row = self._record(Purpose.PROBE, image, runtime, magic, memory_mib=self._memory_mib, accel=Accel.KVM)
-            try:
-                vm = await Qemu.boot(self._spec_of(row, runtime, image), self._gate)
-                self._note_made(row, image.name, "boot")
-                try:
-                    channel = await Channel.open(vm.open_channel(), magic, BOOT_SECONDS)
-                    await channel.aclose()
-                finally:
-                    await asyncio.shield(vm.shutdown())
-            finally:
-                await asyncio.shield(self._forget(row))
-
-        verdict = await prove_accel(self._memo, boot)
-        if verdict.reason:
-            self._say(f"{verdict.reason} (remedy: {verdict.remedy})" if verdict.remedy else verdict.reason)
-        return verdict.accel
 
     # -- ending -----------------------------------------------------------------------------------------------
 
@@ -409,19 +297,15 @@ class Machines:
     async def _end(self, machine: Machine) -> None:
         try:
             self._move(machine, MachineState.STOPPING)
-            if machine.row.purpose in _KEPT_BY_NAME:
+            if machine.row.purpose in KEPT_BY_NAME:
                 await machine.ask_to_end()
         finally:  # a store that refuses must not keep a VMM alive
             await machine.disconnect()
             await machine.vm.shutdown()
-            await self._forget(machine.row)
+            await self._register.forget(machine.row)
+            if machine.row.purpose is Purpose.RUN:  # not sooner: its own command is what counts
+                self._refill()
         self._record_event("machine.gone", {"purpose": machine.row.purpose}, machine=machine.row.machine_id)
-
-    async def _forget(self, row: MachineRow) -> None:
-        """Remove what is left of a machine: stray processes, its folder, its row."""
-        await self._gate.sweep(row.machine_id)
-        await asyncio.to_thread(shutil.rmtree, self._machine_folder(row.machine_id), ignore_errors=True)
-        self._rows.remove(row.machine_id)
 
     async def destroy_all(self) -> None:
         """End every machine; one that fails does not keep the others.
@@ -447,10 +331,9 @@ class Machines:
         Raises:
             ExceptionGroup: as for ``destroy_all``; everything is let go of all the same.
         """
-        for making in self._snapshots:
-            making.cancel()
-        await asyncio.gather(*self._snapshots, return_exceptions=True)  # who waited for one was told
-        leaving = [m for m in self._machines.values() if not (keep and m.row.purpose in _KEPT_BY_NAME)]
+        await self._spares.aclose()
+        await self._templates.aclose()
+        leaving = [m for m in self._machines.values() if not (keep and m.row.purpose in KEPT_BY_NAME)]
         try:
             await self._end_all(leaving)
         finally:
@@ -459,9 +342,6 @@ class Machines:
                 await machine.disconnect()
                 machine.vm.detach()
             self._machines.clear()
-            for loaded in self._loaded.values():
-                loaded.close()
-            self._loaded.clear()
 
     # -- after a crash ----------------------------------------------------------------------------------------
 
@@ -481,17 +361,17 @@ class Machines:
         try:
             self._own(await self._adopt_one(claimed))
         except FireclawError as error:
-            await self._forget(claimed)
-            return f"machine {claimed.name or _short(claimed.machine_id)}: {error.message}"
+            await self._register.forget(claimed)
+            return f"machine {claimed.name or short(claimed.machine_id)}: {error.message}"
         return ""
 
     async def _adopt_one(self, row: MachineRow) -> Machine:
-        if row.purpose not in _KEPT_BY_NAME or row.state is not MachineState.RUNNING:
+        if row.purpose not in KEPT_BY_NAME or row.state is not MachineState.RUNNING:
             raise ConflictError("its client is gone")
         children = [child for process in self._gate.rows.of(row.machine_id) if (child := self._gate.adopt(process))]
         if not children:
             raise ConflictError("its VMM is dead")
-        vm = await Qemu.adopt(self._adopted_spec(row), children[0])
+        vm = await self._family.named(row.vmm).adopt(self._register.adopted_spec(row), children[0])
         try:
             machine = await Machine.connect(row, vm)
             await machine.settled()
@@ -499,23 +379,6 @@ class Machines:
             await asyncio.shield(vm.shutdown())
             raise
         return machine
-
-    def _adopted_spec(self, row: MachineRow) -> VmSpec:
-        """The spec of a running VMM: its files are open already and may even be gone by now."""
-        gone = self._machine_folder(row.machine_id)
-        return VmSpec(
-            machine_id=row.machine_id,
-            kernel=gone,
-            initrd=gone,
-            root=gone,
-            image=gone,
-            memory_mib=row.memory_mib,
-            vcpus=row.vcpus,
-            accel=Accel(row.accel),
-            tsc_khz=0,
-            folder=gone,
-            slot=row.slot,
-        )
 
     async def prune(self) -> list[str]:
         """Remove what nobody owns, and return what went.
@@ -526,57 +389,39 @@ class Machines:
         removed = []
         for row in self._rows.all():
             if not self._is_somebodys(row):
-                await self._forget(row)
-                removed.append(f"machine {row.name or _short(row.machine_id)}")
-        known = {row.machine_id for row in self._rows.all()}
+                await self._register.forget(row)
+                removed.append(f"machine {row.name or short(row.machine_id)}")
+        known = self._known()
         for pid, machine_id in self._gate.find_marked().items():
             if machine_id not in known and self._gate.kill_stray(pid):
-                removed.append(f"process {pid} of machine {_short(machine_id)}")
-        folders = {_short(machine_id) for machine_id in known}
-        for folder in self._home.machines.iterdir():
-            if folder.is_dir() and folder.name not in folders:
+                removed.append(f"process {pid} of machine {short(machine_id)}")
+        for vmm in self._family.all():
+            for machine_id in vmm.find_left() - self._known():
+                await vmm.sweep(machine_id)
+                removed.append(f"what {vmm.name} left of machine {short(machine_id)}")
+        # Found in the same turn of the loop: each machine that comes later has a row, and no folder in this list.
+        folders, taken = list(self._home.machines.iterdir()), {short(machine_id) for machine_id in self._known()}
+        for folder in folders:
+            if folder.is_dir() and folder.name not in taken:
                 await asyncio.to_thread(shutil.rmtree, folder)
                 removed.append(f"folder {folder.name}")
+        drives = await asyncio.to_thread(workspaces.sweep, self._home.workspaces, self._known())
+        removed += [f"drive {name}" for name in drives]
         rows = self._rows.all()
         in_use = {row.image for row in rows} | {row.runtime for row in rows}
         removed += [f"runtime or image {name[:12]}" for name in await asyncio.to_thread(self._images.prune, in_use)]
-        async with self._making:  # one that is half written is somebody's until then
-            removed += await asyncio.to_thread(self._prune_snapshots)
-        return removed
+        return removed + await self._templates.prune(await asyncio.to_thread(self._usable))
+
+    def _known(self) -> set[str]:
+        return {row.machine_id for row in self._rows.all()}
 
     def _is_somebodys(self, row: MachineRow) -> bool:
         """Whether a machine lives, is being ended, or is being made."""
         machine_id = row.machine_id
         return machine_id in self._machines or machine_id in self._endings or row.state is MachineState.MAKING
 
-    def _prune_snapshots(self) -> list[str]:
-        """Remove snapshots of runtimes and images that are no more."""
+    def _usable(self) -> Callable[[About], bool]:
+        """Tell snapshots of runtimes and images that are still here."""
         runtime = self._images.find_runtime()
         alive = {image.digest for image in self._images.images()} | ({runtime.digest} if runtime else set())
-        return self._folder.prune(lambda manifest: {manifest.runtime, manifest.image} <= alive)
-
-    @property
-    def accel(self) -> str:
-        """What runs the guests' instructions; "" before the first machine."""
-        return self._accel or ""
-
-
-def _short(machine_id: str) -> str:
-    return machine_id.replace("-", "")[:12]
-
-
-async def _warm_up(vm: Vm, magic: bytes) -> None:
-    channel = await Channel.open(vm.open_channel(), magic, BOOT_SECONDS)
-    try:
-        async with asyncio.timeout(BOOT_SECONDS):
-            await calls.give_identity(channel, "template", magic)
-            for command in _WARM_UP:
-                execution = await calls.start(channel, command)
-                if command.stdin:
-                    await execution.close_stdin()
-                async for _ in execution.output():
-                    pass
-    except TimeoutError:
-        raise GuestTimeoutError(f"the template did not get warm within {BOOT_SECONDS:g} s") from None
-    finally:
-        await channel.aclose()
+        return lambda about: {about.runtime, about.image} <= alive

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-VERSION: Final = 1
+VERSION: Final = 2
 SCHEMAS: Final = (hosts.SCHEMA, machines.SCHEMA, agents.SCHEMA, ledger.SCHEMA)
 
 _VERSION_SCHEMA = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);"
@@ -43,7 +43,7 @@ class Database:
         """Open the store, making it (0600) where there is none.
 
         Raises:
-            ConfigError: a newer Fireclaw wrote it.
+            ConfigError: another version of Fireclaw wrote it.
             CorruptError: the file is not a sound database.
             SetupError: the file cannot be opened.
         """
@@ -84,11 +84,12 @@ class Database:
         row = tx.execute("SELECT version FROM schema_version").fetchone()
         if row is None:
             tx.execute("INSERT INTO schema_version (version) VALUES (?)", (VERSION,))
-        elif row["version"] > VERSION:
+        elif row["version"] != VERSION:
+            age = "a newer" if row["version"] > VERSION else "an older"
             raise ConfigError(
-                f"the store {str(self.path)!r} was written by a newer Fireclaw "
+                f"the store {str(self.path)!r} was written by {age} Fireclaw "
                 f"(schema {row['version']}, this one knows {VERSION})",
-                hint="upgrade Fireclaw, or set FIRECLAW_HOME to another folder",
+                hint="use that one, or set FIRECLAW_HOME to another folder",
             )
 
     @contextmanager

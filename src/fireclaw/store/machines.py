@@ -7,7 +7,7 @@ from ids, images and runtimes are named by digest.
 from __future__ import annotations
 
 import itertools
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -23,9 +23,10 @@ SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS machines (
     machine_id TEXT PRIMARY KEY,
     name TEXT UNIQUE,
-    purpose TEXT NOT NULL CHECK (purpose IN ('run', 'named', 'agent', 'template', 'probe')),
+    purpose TEXT NOT NULL CHECK (purpose IN ('run', 'named', 'agent', 'template', 'probe', 'spare')),
     image TEXT NOT NULL,
     runtime TEXT NOT NULL,
+    vmm TEXT NOT NULL,
     accel TEXT NOT NULL,
     memory_mib INTEGER NOT NULL,
     vcpus INTEGER NOT NULL,
@@ -57,6 +58,7 @@ class Purpose(StrEnum):
     AGENT = "agent"
     TEMPLATE = "template"
     PROBE = "probe"
+    SPARE = "spare"
 
 
 class MachineState(StrEnum):
@@ -85,6 +87,7 @@ class MachineRow:
         purpose: what it is for.
         image: digest of the image its workload sees.
         runtime: digest of the runtime it boots.
+        vmm: the program that runs it: ``firecracker`` or ``qemu``.
         accel: ``kvm`` or ``tcg``.
         memory_mib: its memory.
         vcpus: its virtual processors.
@@ -101,6 +104,7 @@ class MachineRow:
     purpose: Purpose
     image: str
     runtime: str
+    vmm: str
     accel: str
     memory_mib: int
     vcpus: int
@@ -168,6 +172,7 @@ class MachineRows:
         purpose: Purpose,
         image: str,
         runtime: str,
+        vmm: str,
         accel: str,
         memory_mib: int,
         vcpus: int,
@@ -188,6 +193,7 @@ class MachineRows:
                 purpose=purpose,
                 image=image,
                 runtime=runtime,
+                vmm=vmm,
                 accel=accel,
                 memory_mib=memory_mib,
                 vcpus=vcpus,
@@ -212,10 +218,18 @@ class MachineRows:
         Raises:
             ConflictError: this run of the daemon does not own it.
         """
+        self._set(machine_id, "state = ?", state)
+
+    def assign(self, row: MachineRow, purpose: Purpose, now: float) -> MachineRow:
+        """Give a spare to somebody, from now on (seconds since 1970); errors as for ``set_state``."""
+        self._set(row.machine_id, "purpose = ?, created_at = ?", purpose, now)
+        return replace(row, purpose=purpose, created_at=now)
+
+    def _set(self, machine_id: str, what: str, *values: object) -> None:
         with self._database.transaction() as tx:
             done = tx.execute(
-                "UPDATE machines SET state = ? WHERE machine_id = ? AND host_id = ? AND epoch = ?",
-                (state, machine_id, self._host.host_id, self._host.epoch),
+                f"UPDATE machines SET {what} WHERE machine_id = ? AND host_id = ? AND epoch = ?",  # noqa: S608
+                (*values, machine_id, self._host.host_id, self._host.epoch),
             )
             if done.rowcount == 0:
                 raise ConflictError(f"machine {machine_id} is not this daemon's any more")

@@ -11,11 +11,11 @@ import grp
 import os
 import pwd
 import stat
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from fireclaw.errors import MachineError
-from fireclaw.vmm.base import KVM, Accel
+from fireclaw.vmm.base import KVM
 from fireclaw.vmm.host import boot_id
 
 if TYPE_CHECKING:
@@ -25,50 +25,53 @@ if TYPE_CHECKING:
     from fireclaw.vmm.host import HostMemo
 
 DEADLINE_S: Final = 20.0
-_KEY: Final = "accel"
-_SLOWER: Final = "guests run on the software CPU, several times slower"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What guests run on here.
+    """Whether guests run on KVM here.
 
     Attributes:
-        accel: the accelerator to use.
-        reason: why KVM is not used, one line for people; empty where it is.
+        works: a guest has booted on it.
+        reason: why it is not used, one line for people; empty where it is.
         remedy: what to do about it, where we know.
+        hangs: a guest did nothing until it was killed: the fault is KVM's, whatever the VMM.
     """
 
-    accel: Accel
+    works: bool
     reason: str = ""
     remedy: str = ""
+    hangs: bool = False
 
 
-async def prove_accel(
-    memo: HostMemo, boot: Callable[[], Awaitable[None]], *, device: Path = KVM, deadline_s: float = DEADLINE_S
+async def prove_kvm(
+    memo: HostMemo, vmm: str, boot: Callable[[], Awaitable[None]], *, deadline_s: float = DEADLINE_S
 ) -> Verdict:
-    """Find out what guests run on here. Quick where the answer is known or the device is closed to us.
+    """Find out whether guests run on KVM here; quick where that is known.
 
     Args:
         memo: where the verdict of a boot is kept, until the host starts anew.
+        vmm: the name of the VMM that is tried.
         boot: boots a guest on KVM, returns once it has said hello, and leaves nothing running, also when it fails
             or is cancelled. A MachineError says that the guest does not run.
-        device: the KVM device.
         deadline_s: how long the guest may take.
     """
-    if obstacle := find_obstacle(device):
-        return obstacle  # not kept: what is in the way may be gone at the next start
-    if kept := find_verdict(memo):
+    if kept := find_verdict(memo, vmm):
         return kept
     verdict = await _try(boot, deadline_s)
-    memo.put(_KEY, {"accel": verdict.accel, "reason": verdict.reason, "boot_id": boot_id()})
+    if verdict.works or verdict.hangs:  # another reason may be gone at the next start
+        memo.put(_key(vmm), {**asdict(verdict), "boot_id": boot_id()})
     return verdict
 
 
-def find_verdict(memo: HostMemo) -> Verdict | None:
-    """What was found out in this boot of the host; None if nothing was tried yet."""
-    kept = memo.get(_KEY) or {}
-    return Verdict(Accel(kept["accel"]), kept["reason"]) if kept.get("boot_id") == boot_id() else None
+def find_verdict(memo: HostMemo, vmm: str) -> Verdict | None:
+    """What was found out for a VMM in this boot of the host; None if nothing was tried yet."""
+    kept = memo.get(_key(vmm)) or {}
+    return Verdict(**kept) if kept.pop("boot_id", None) == boot_id() else None
+
+
+def _key(vmm: str) -> str:
+    return f"kvm with {vmm}"
 
 
 async def _try(boot: Callable[[], Awaitable[None]], deadline_s: float) -> Verdict:
@@ -76,31 +79,35 @@ async def _try(boot: Callable[[], Awaitable[None]], deadline_s: float) -> Verdic
         async with asyncio.timeout(deadline_s):
             await boot()
     except TimeoutError:
-        return Verdict(Accel.TCG, f"a guest hangs on this host's KVM ({deadline_s:g} s without a sign): {_SLOWER}")
+        return Verdict(False, f"a guest hangs on this host's KVM ({deadline_s:g} s without a sign)", hangs=True)
     except MachineError as error:
-        return Verdict(Accel.TCG, f"a guest does not start on this host's KVM ({error.message}): {_SLOWER}")
-    return Verdict(Accel.KVM)
+        return Verdict(False, f"a guest does not start on this host's KVM ({error.message})")
+    return Verdict(True)
 
 
-def find_obstacle(device: Path = KVM) -> Verdict | None:
+def find_obstacle(device: Path = KVM, *, jailed: bool = False) -> Verdict | None:
     """Why the device cannot even be tried; None if it can.
 
     As root we could always open it, but the VMMs run under user ids of their own, with its group and no more.
+
+    Args:
+        device: the KVM device.
+        jailed: each VMM gets a device node of its own from Firecracker's jailer, whatever the host's node allows.
     """
     try:
         status = device.stat()
     except FileNotFoundError:
-        return Verdict(Accel.TCG, f"this host has no {device}: {_SLOWER}", "sudo modprobe kvm_intel, or kvm_amd")
+        return Verdict(False, f"this host has no {device}", "sudo modprobe kvm_intel, or kvm_amd")
     root = os.geteuid() == 0
     to_all = status.st_mode & 0o006 == 0o006
-    if to_all or (root and _open_to_group(status)) or (not root and os.access(device, os.R_OK | os.W_OK)):
+    if jailed or to_all or (root and _open_to_group(status)) or (not root and os.access(device, os.R_OK | os.W_OK)):
         return None
     user = "machines, which do not run as root" if root else pwd.getpwuid(os.geteuid()).pw_name
     if _open_to_group(status):
         remedy = f"sudo usermod -aG {_group_name(status.st_gid)} {user}, then log in again"
     else:
         remedy = f"sudo chgrp kvm {device} && sudo chmod 660 {device}"
-    return Verdict(Accel.TCG, f"{device} is closed to {user}: {_SLOWER}", remedy)
+    return Verdict(False, f"{device} is closed to {user}", remedy)
 
 
 def _open_to_group(status: os.stat_result) -> bool:

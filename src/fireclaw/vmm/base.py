@@ -1,21 +1,28 @@
 """The contract of the VMM family: what a member does for the machines room, and in which words.
 
-A ``Vm`` is one microVM with its VMM process. It carries bytes to the guest (``open_channel``) and does not read
-them: hello, identity and commands belong to the layers above.
+A ``Vmm`` is a program that runs microVMs, as it is installed here; a ``Vm`` is one microVM with its process. It
+carries bytes to the guest (``open_channel``) and does not read them: hello, identity and commands belong to the
+layers above.
 """
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+import re
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from fireclaw.errors import InvalidError, SetupError, VmmError
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from fireclaw.vmm.process import Child, Gate
 
@@ -23,6 +30,7 @@ KVM: Final = Path("/dev/kvm")
 # As root every VMM runs under a user id of its own, so that a guest that broke out of one cannot touch another.
 # The range lies above those of systemd, containers and ordinary accounts (systemd's docs/UIDS-GIDS.md).
 FIRST_USER: Final = 0x7000_0000
+MIN_MEMORY_MIB: Final = 96
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
@@ -43,6 +51,8 @@ class VmSpec:
         initrd: its initrd, readable by all.
         root: the runtime's squashfs, the guest's first drive, read-only.
         image: the image's squashfs, the guest's second drive, read-only.
+        workspace: the guest's third drive, writable, this machine's alone; None for a machine without one. A clone's
+            has the size of its snapshot's source's, which had it in no use.
         memory_mib: guest memory.
         vcpus: virtual processors.
         accel: what runs them.
@@ -64,8 +74,14 @@ class VmSpec:
     tsc_khz: int
     folder: Path
     slot: int
+    workspace: Path | None = None
     cmdline: tuple[str, ...] = ()
     tied: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run: with too little memory a guest dies without a word, and Firecracker exits with 0."""
+        if self.memory_mib < MIN_MEMORY_MIB:
+            raise InvalidError(f"{self.memory_mib} MiB are too little for a machine; {MIN_MEMORY_MIB} are the least")
 
     @property
     def user(self) -> int | None:
@@ -74,7 +90,7 @@ class VmSpec:
 
 
 class MemorySnapshot:
-    """The memory and device state of a stopped guest, in two sealed memfds: nobody can change them any more.
+    """The memory and device state of a stopped guest, in two open files.
 
     Attributes:
         memory: file descriptor of the guest's memory.
@@ -82,14 +98,17 @@ class MemorySnapshot:
     """
 
     def __init__(self, memory: int, state: int) -> None:
-        """Seal both and own them from now on.
+        """Own both from now on."""
+        self.memory = memory
+        self.state = state
+
+    def seal(self) -> None:
+        """See to it that nobody can change them any more, not even a VMM that may open them for writing.
 
         Raises:
             OSError: one is no sealable memfd, or is still mapped writable.
         """
-        self.memory = memory
-        self.state = state
-        for fd in (memory, state):
+        for fd in (self.memory, self.state):
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
 
     def close(self) -> None:
@@ -103,7 +122,8 @@ class Cause(StrEnum):
 
     ASKED = "asked"  # shutdown() or snapshot()
     GUEST_SHUTDOWN = "guest-shutdown"  # the guest switched itself off
-    GUEST_RESET = "guest-reset"  # the guest rebooted; a kernel that panics does, too
+    GUEST_RESET = "guest-reset"  # the guest rebooted
+    GUEST_PANIC = "guest-panic"  # its kernel gave up, by the last words on its console
     VMM = "vmm"  # the VMM process ended by itself or was killed by others
 
 
@@ -139,27 +159,38 @@ class Usage:
     cpu_seconds: float
 
 
-class Vm(ABC):
-    """One microVM and its VMM process.
+class Vmm(ABC):
+    """A program that runs microVMs, as it is installed here.
 
     ::
 
-        vm = await Qemu.boot(spec, gate, snapshottable=True)
-        sock = vm.open_channel()
+        vmm = Qemu(gate)
+        vm = await vmm.boot(spec, snapshottable=True)
+        sock = await vm.open_channel()
         ...                             # the guest says hello, gets warm; then close the channel
         snapshot = await vm.snapshot()  # the microVM is gone now
-        clone = await Qemu.clone(other_spec, gate, snapshot)
+        clone = await vmm.clone(other_spec, snapshot)
         ending = await clone.shutdown(grace_s=2)
 
-    Whatever fails on the way to a running microVM, no process and no socket is left of it.
+    Whatever fails on the way to a running microVM, no process and no file is left of it.
+
+    Attributes:
+        name: in the store, in reports and in the settings.
     """
 
-    def __init__(self, spec: VmSpec) -> None:
-        self.spec = spec
+    name: ClassVar[str]
 
-    @classmethod
+    def __init__(self, gate: Gate) -> None:
+        """Use ``gate`` for its processes."""
+        self._gate = gate
+
+    @property
     @abstractmethod
-    def fingerprint(cls, spec: VmSpec) -> str:
+    def wants_sealed(self) -> bool:
+        """Whether a snapshot must lie in sealed memfds: the VMM's process could otherwise write to it."""
+
+    @abstractmethod
+    def fingerprint(self, spec: VmSpec) -> str:
         """Whatever of the VMM and of this host must be the same for a snapshot to be loadable.
 
         Files (kernel, initrd, drives) are not in it: the caller knows their digests.
@@ -168,14 +199,12 @@ class Vm(ABC):
             SetupError: the VMM is not installed.
         """
 
-    @classmethod
     @abstractmethod
-    async def boot(cls, spec: VmSpec, gate: Gate, *, snapshottable: bool = False) -> Self:
+    async def boot(self, spec: VmSpec, *, snapshottable: bool = False) -> Vm:
         """Start a microVM from its kernel; it runs, but the guest is not ready yet.
 
         Args:
             spec: what to start.
-            gate: where its process is made.
             snapshottable: its memory can become a snapshot; without, it is private from the start.
 
         Raises:
@@ -183,26 +212,40 @@ class Vm(ABC):
             VmmError: the VMM did not start; it says why.
         """
 
-    @classmethod
-    @abstractmethod
-    async def clone(cls, spec: VmSpec, gate: Gate, snapshot: MemorySnapshot, *, paused: bool = False) -> Self:
+    async def clone(self, spec: VmSpec, snapshot: MemorySnapshot, *, paused: bool = False) -> Vm:
         """Start a microVM from a snapshot; no byte of its memory is copied, and the snapshot cannot change.
 
         Args:
-            spec: as the snapshot's source had it, apart from machine_id, folder and slot.
-            gate: where its process is made.
+            spec: as the snapshot's source had it, apart from machine_id, folder, slot and the workspace's file.
             snapshot: what to start from; the caller keeps it open until this returns.
-            paused: leave it stopped until ``resume``. Open the channel and write the first bytes before that: a
-                guest that wakes with them at hand answers some 10 ms sooner.
+            paused: leave it stopped until ``resume``. Open the channel and write the first bytes before that: where
+                the VMM can keep them, a guest that wakes with them at hand answers some 10 ms sooner.
 
         Raises:
             SetupError: the VMM is not installed, or a file is missing.
             VmmError: the VMM did not start, or did not accept the state.
         """
+        vm = await self.prepare(spec, snapshot)
+        await vm.load(snapshot)
+        try:
+            if not paused:
+                await vm.resume()
+        except BaseException:
+            await asyncio.shield(vm.shutdown())
+            raise
+        return vm
 
-    @classmethod
+    @property
     @abstractmethod
-    async def adopt(cls, spec: VmSpec, child: Child) -> Self:
+    def keeps_spares(self) -> bool:
+        """Whether a process that waits for a snapshot is cheap enough to be kept for the next clone."""
+
+    @abstractmethod
+    async def prepare(self, spec: VmSpec, snapshot: MemorySnapshot) -> Vm:
+        """Start a process that waits for ``Vm.load`` of just this snapshot; the first half of ``clone``."""
+
+    @abstractmethod
+    async def adopt(self, spec: VmSpec, child: Child) -> Vm:
         """Take over a running microVM that an earlier daemon started.
 
         Raises:
@@ -210,27 +253,51 @@ class Vm(ABC):
         """
 
     @abstractmethod
-    def open_channel(self) -> socket.socket:
+    async def sweep(self, machine_id: str) -> None:
+        """Remove what a machine whose processes are gone has left outside of its own folder."""
+
+    @abstractmethod
+    def find_left(self) -> set[str]:
+        """The ids of the machines of which something is there outside of their own folders."""
+
+
+class Vm(ABC):
+    """One microVM and its VMM process."""
+
+    def __init__(self, spec: VmSpec) -> None:
+        self.spec = spec
+
+    @abstractmethod
+    async def load(self, snapshot: MemorySnapshot) -> None:
+        """Give a process that was prepared its snapshot; the guest stands still. Errors as for ``Vmm.clone``."""
+
+    @abstractmethod
+    async def open_channel(self, *, timeout_s: float) -> socket.socket:
         """Connect to the guest's end of the channel: a connected, non-blocking stream socket, the caller's to close.
 
         Bytes of an earlier connection may still come; the hello (``wire.hello``) tells where the new session
-        begins. There is one owner at a time: a second connection waits until the first is closed.
+        begins. There is one owner at a time: close the first connection before the second. Where nothing reaches
+        a guest that stands still, a paused clone is let run first.
+
+        Args:
+            timeout_s: how long a guest that is not up yet may take, where its end must answer for a connection.
 
         Raises:
             ChannelLostError: the VMM is gone.
+            GuestTimeoutError: the guest has no ear for it within the time.
         """
 
     @abstractmethod
     async def pause(self) -> None:
-        """Stop the virtual processors."""
+        """Stop the virtual processors; close the channel before."""
 
     @abstractmethod
     async def resume(self) -> None:
-        """Let the virtual processors run on."""
+        """Let the virtual processors run on; nothing happens if they do. After a pause the channel is opened anew."""
 
     @abstractmethod
     async def snapshot(self) -> MemorySnapshot:
-        """Turn a microVM that was booted ``snapshottable`` into a snapshot. The microVM has ended after this.
+        """Turn a microVM that was booted ``snapshottable`` into a snapshot, sealed where it must be. It ends with this.
 
         The caller has closed the channel before.
 
@@ -272,6 +339,43 @@ class Vm(ABC):
 
         It comes from a ring of bounded size, so a guest that prints for ever costs nothing more.
         """
+
+
+def cause_of_reset(console: str) -> Cause:
+    """Tell a reboot from a panic, which ends a guest the same way: only its last words differ."""
+    return Cause.GUEST_PANIC if "Kernel panic - not syncing" in console else Cause.GUEST_RESET
+
+
+def usage_of(pid: int) -> Usage:
+    """What a process costs, from proc(5).
+
+    Raises:
+        VmmError: it has ended.
+    """
+    folder = Path("/proc") / str(pid)
+    try:
+        status = (folder / "status").read_text(errors="replace")
+        times = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        raise VmmError("the machine has ended; it uses nothing any more") from None
+    kib = {name: int(size) for name, size in re.findall(r"^(VmRSS|RssAnon):\s*(\d+) kB$", status, re.MULTILINE)}
+    return Usage(
+        resident_bytes=kib.get("VmRSS", 0) * 1024,
+        private_bytes=kib.get("RssAnon", 0) * 1024,
+        cpu_seconds=(int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),  # user and system time
+    )
+
+
+@contextmanager
+def told_by_host() -> Iterator[None]:
+    """Turn what this host refuses into an error of ours."""
+    try:
+        yield
+    except OSError as error:
+        raise SetupError(
+            f"this host refuses what a machine needs: {error.strerror}",
+            hint="it is short of memory, processes or open files; end some machines",
+        ) from error
 
 
 def escape(text: bytes | str) -> str:

@@ -176,6 +176,7 @@ class Gate:
         groups: Sequence[int] = (),
         keep_stdin: bool = False,
         stdout: int | None = None,
+        cwd: Path = Path("/"),
         die_with_us: bool = False,
     ) -> Child:
         """Start a program in a session of its own, recorded before it runs.
@@ -191,6 +192,7 @@ class Gate:
             groups: its supplementary groups, where ``user`` is given.
             keep_stdin: give it a pipe to read, ``Child.stdin``; otherwise it reads /dev/null.
             stdout: where it writes; None sends it to the log, as its standard error always is.
+            cwd: its working folder.
             die_with_us: the kernel kills it when this process dies.
 
         Raises:
@@ -212,7 +214,7 @@ class Gate:
                     stdout=log if stdout is None else stdout,
                     stderr=log,
                     env=_ENVIRONMENT,
-                    cwd="/",
+                    cwd=cwd,
                     pass_fds=fds,
                     start_new_session=True,
                 )

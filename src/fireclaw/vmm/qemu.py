@@ -19,24 +19,37 @@ from __future__ import annotations
 import asyncio
 import base64
 import os
-import re
 import shutil
 import signal
 import socket
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from fireclaw.errors import ChannelLostError, ConflictError, SetupError, VmmError
 from fireclaw.store.machines import Role
-from fireclaw.vmm.base import KVM, Accel, Cause, Ending, MemorySnapshot, Usage, Vm, VmSpec, escape
+from fireclaw.vmm.base import (
+    KVM,
+    Accel,
+    Cause,
+    Ending,
+    MemorySnapshot,
+    Usage,
+    Vm,
+    Vmm,
+    VmSpec,
+    cause_of_reset,
+    escape,
+    told_by_host,
+    usage_of,
+)
 from fireclaw.vmm.host import cpu_model
 from fireclaw.vmm.qmp import Qmp
 from fireclaw.wire.hello import PORT_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from fireclaw.vmm.process import Child, Gate
 
@@ -75,6 +88,8 @@ class _Fds:
         control: the listening socket of QMP.
         boot: kernel and initrd; None for a clone, whose guest is long past them.
         memory: the guest's memory; None where it is private from the start.
+        workspace: the third drive, where there is one, to read and to write: QEMU looks at a writable drive with
+            read-only eyes first, and takes a descriptor of just that access.
     """
 
     root: int
@@ -83,13 +98,77 @@ class _Fds:
     control: int
     boot: tuple[int, int] | None
     memory: int | None
+    workspace: tuple[int, int] | None = None
 
     def all(self) -> list[int]:
         more = [] if self.memory is None else [self.memory]
-        return [self.root, self.image, self.channel, self.control, *(self.boot or ()), *more]
+        return [self.root, self.image, self.channel, self.control, *(self.boot or ()), *more, *(self.workspace or ())]
 
 
-class Qemu(Vm):
+class Qemu(Vmm):
+    """QEMU as it is installed here."""
+
+    name = "qemu"
+    wants_sealed = True
+
+    def fingerprint(self, spec: VmSpec) -> str:
+        """See ``Vmm.fingerprint``. The program is told by its file's identity: none has to be started for this."""
+        program = Path(_find_program()).resolve()
+        file = program.stat()
+        host = [str(program), str(file.st_size), str(file.st_mtime_ns), cpu_model()]
+        if spec.accel is Accel.KVM:
+            host.append(os.uname().release)
+        fds = _Fds(0, 0, 0, 0, boot=(0, 0), memory=0)
+        return " ".join([*host, *_command_line(spec, fds, name="")])
+
+    async def boot(self, spec: VmSpec, *, snapshottable: bool = False) -> QemuVm:
+        """See ``Vmm.boot``."""
+        with told_by_host():
+            memory = _make_memory(spec.memory_mib) if snapshottable else None
+            try:
+                child, qmp = _start(spec, self._gate, memory, clone=False)
+            except BaseException:
+                if memory is not None:
+                    os.close(memory)
+                raise
+        vm = QemuVm(spec, child, qmp, memory=memory)
+        await vm.greet()
+        return vm
+
+    @property
+    def keeps_spares(self) -> bool:
+        """See ``Vmm.keeps_spares``: an idle one takes 30 MB."""
+        return False
+
+    async def prepare(self, spec: VmSpec, snapshot: MemorySnapshot) -> QemuVm:
+        """See ``Vmm.prepare``."""
+        with told_by_host():
+            child, qmp = _start(spec, self._gate, snapshot.memory, clone=True)
+        vm = QemuVm(spec, child, qmp)
+        await vm.greet()
+        return vm
+
+    async def adopt(self, spec: VmSpec, child: Child) -> QemuVm:
+        """See ``Vmm.adopt``."""
+        try:
+            qmp = Qmp(spec.folder / _CONTROL)
+        except OSError as error:
+            child.kill()
+            await child.wait()
+            raise VmmError(f"QEMU's control socket does not answer: {error.strerror}") from error
+        vm = QemuVm(spec, child, qmp)
+        await vm.check()
+        return vm
+
+    async def sweep(self, machine_id: str) -> None:
+        """See ``Vmm.sweep``: there is nothing."""
+
+    def find_left(self) -> set[str]:
+        """See ``Vmm.find_left``: there is nothing."""
+        return set()
+
+
+class QemuVm(Vm):
     """One QEMU process; see ``Vm`` for its life."""
 
     def __init__(self, spec: VmSpec, child: Child, qmp: Qmp, *, memory: int | None = None) -> None:
@@ -104,69 +183,31 @@ class Qemu(Vm):
 
     # -- how one comes to be
 
-    @classmethod
-    def fingerprint(cls, spec: VmSpec) -> str:
-        """See ``Vm.fingerprint``. The program is told by its file's identity: none has to be started for this."""
-        program = Path(_find_program()).resolve()
-        file = program.stat()
-        host = [str(program), str(file.st_size), str(file.st_mtime_ns), cpu_model()]
-        if spec.accel is Accel.KVM:
-            host.append(os.uname().release)
-        return " ".join([*host, *_command_line(spec, _Fds(0, 0, 0, 0, boot=(0, 0), memory=0), name="")])
+    async def greet(self) -> None:
+        """Wait until it takes commands; errors as for ``Vmm.boot``."""
+        async with self._or_gone():
+            await self._greet()
 
-    @classmethod
-    async def boot(cls, spec: VmSpec, gate: Gate, *, snapshottable: bool = False) -> Self:
-        """See ``Vm.boot``."""
-        with _told_by_host():
-            memory = _make_memory(spec.memory_mib) if snapshottable else None
-            try:
-                child, qmp = _start(spec, gate, memory, clone=False)
-            except BaseException:
-                if memory is not None:
-                    os.close(memory)
-                raise
-        vm = cls(spec, child, qmp, memory=memory)
-        async with vm._or_gone():
-            await vm._greet()
-        return vm
+    async def load(self, snapshot: MemorySnapshot) -> None:
+        """See ``Vm.load``."""
+        async with self._or_gone():
+            await self._load(snapshot.state)
 
-    @classmethod
-    async def clone(cls, spec: VmSpec, gate: Gate, snapshot: MemorySnapshot, *, paused: bool = False) -> Self:
-        """See ``Vm.clone``."""
-        with _told_by_host():
-            child, qmp = _start(spec, gate, snapshot.memory, clone=True)
-        vm = cls(spec, child, qmp)
-        async with vm._or_gone():
-            await vm._greet()
-            await vm._load(snapshot.state)
-            if not paused:
-                await vm.resume()
-        return vm
-
-    @classmethod
-    async def adopt(cls, spec: VmSpec, child: Child) -> Self:
-        """See ``Vm.adopt``."""
-        try:
-            qmp = Qmp(spec.folder / _CONTROL)
-        except OSError as error:
-            child.kill()
-            await child.wait()
-            raise VmmError(f"QEMU's control socket does not answer: {error.strerror}") from error
-        vm = cls(spec, child, qmp)
-        async with vm._or_gone():
-            await vm._greet()
-            answer = await vm._do("query-status")
+    async def check(self) -> None:
+        """See that an adopted one still has its guest; errors as for ``Vmm.adopt``."""
+        async with self._or_gone():
+            await self._greet()
+            answer = await self._do("query-status")
             status = answer.get("status") if isinstance(answer, dict) else answer
             if status not in ("running", "paused"):  # anything at all, from a QEMU that its guest has taken over
                 raise VmmError(f"the guest ended ({status}) while no daemon was there")
-        return vm
 
     async def _greet(self) -> None:
         await self._qmp.execute("qmp_capabilities", timeout_s=_START_S)
 
     async def _load(self, state: int) -> None:
         await self._do("migrate-set-capabilities", capabilities=_MIGRATION)
-        with _told_by_host():
+        with told_by_host():
             own = os.open(f"/proc/self/fd/{state}", os.O_RDONLY | os.O_CLOEXEC)  # a dup would share the offset
         try:
             await self._do("getfd", fd=own, fdname="state")
@@ -204,7 +245,7 @@ class Qemu(Vm):
 
     # -- what it does while it lives
 
-    def open_channel(self) -> socket.socket:
+    async def open_channel(self, *, timeout_s: float = 0) -> socket.socket:  # noqa: ARG002 - QEMU's own end answers
         """See ``Vm.open_channel``."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -228,7 +269,7 @@ class Qemu(Vm):
         if self._memory is None:
             raise ConflictError("this machine's memory is private: it was not started to become a snapshot")
         with ExitStack() as undo:
-            with _told_by_host():
+            with told_by_host():
                 state = os.memfd_create("fireclaw-state", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             undo.callback(os.close, state)
             async with self._or_gone():
@@ -240,15 +281,15 @@ class Qemu(Vm):
                 undo.callback(os.close, memory)
                 await self.shutdown()
             snapshot = MemorySnapshot(memory, state)
+            snapshot.seal()
             undo.pop_all()
         return snapshot
 
     def usage(self) -> Usage:
         """See ``Vm.usage``."""
-        if self._child.running:
-            with suppress(FileNotFoundError, ProcessLookupError):  # it ends just now
-                return _usage_of(self._child.pid)
-        raise VmmError("the machine has ended; it uses nothing any more")
+        if not self._child.running:
+            raise VmmError("the machine has ended; it uses nothing any more")
+        return usage_of(self._child.pid)
 
     async def console(self, limit: int = 100) -> str:
         """See ``Vm.console``."""
@@ -296,9 +337,10 @@ class Qemu(Vm):
         cause = None
         event = await self._qmp.watch("SHUTDOWN")  # None when QEMU ends the connection
         if event is not None and event.get("guest"):
-            cause = Cause.GUEST_RESET if event.get("reason") == "guest-reset" else Cause.GUEST_SHUTDOWN
             with suppress(VmmError):
                 await self._read_console()
+            reset = event.get("reason") == "guest-reset"
+            cause = cause_of_reset(self._console_tail(100)) if reset else Cause.GUEST_SHUTDOWN
             self._child.kill()
         status = await self._child.wait()
         self._qmp.close()
@@ -310,18 +352,6 @@ class Qemu(Vm):
         if cause is None:
             cause = Cause.ASKED if self._asked else Cause.VMM
         return Ending(cause, status, self._child.log(), self._console_tail(100))
-
-
-@contextmanager
-def _told_by_host() -> Iterator[None]:
-    """Turn what this host refuses into an error of ours."""
-    try:
-        yield
-    except OSError as error:
-        raise SetupError(
-            f"this host refuses what a machine needs: {error.strerror}",
-            hint="it is short of memory, processes or open files; end some machines",
-        ) from error
 
 
 def _start(spec: VmSpec, gate: Gate, memory: int | None, *, clone: bool) -> tuple[Child, Qmp]:
@@ -339,6 +369,7 @@ def _start(spec: VmSpec, gate: Gate, memory: int | None, *, clone: bool) -> tupl
             control=_listen(spec.folder / _CONTROL, ours, undo),
             boot=None if clone else (_open_file(spec.kernel, ours), _open_file(spec.initrd, ours)),
             memory=memory,
+            workspace=_open_workspace(spec, ours),
         )
         qmp = Qmp(spec.folder / _CONTROL)
         undo.callback(qmp.close)
@@ -367,8 +398,9 @@ def _command_line(spec: VmSpec, fds: _Fds, *, name: str) -> list[str]:
         *("-m", f"{spec.memory_mib}M"),
         *("-object", _memory(spec, fds)),
         *_origin(spec, fds),
-        *_drive("root", fds.root, 1),
-        *_drive("image", fds.image, 2),
+        *_drive("root", 1, fds.root),
+        *_drive("image", 2, fds.image),
+        *(_drive("workspace", 3, *fds.workspace) if fds.workspace else ()),
         *("-chardev", f"ringbuf,id=console,size={_CONSOLE_BYTES}", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=channel,fd={fds.channel},server=on,wait=off"),
         *("-device", "virtio-serial-device", "-device", f"virtserialport,chardev=channel,name={PORT_NAME}"),
@@ -398,10 +430,12 @@ def _origin(spec: VmSpec, fds: _Fds) -> list[str]:
     ]
 
 
-def _drive(name: str, fd: int, fdset: int) -> list[str]:
+def _drive(name: str, fdset: int, *fds: int) -> list[str]:
+    """A drive of one descriptor to read, and of another to write where it is writable."""
+    access = "readonly=off" if len(fds) > 1 else "readonly=on"
     return [
-        *("-add-fd", f"fd={fd},set={fdset}"),
-        *("-drive", f"if=none,id={name},file=/dev/fdset/{fdset},format=raw,readonly=on"),
+        *(word for fd in fds for word in ("-add-fd", f"fd={fd},set={fdset}")),
+        *("-drive", f"if=none,id={name},file=/dev/fdset/{fdset},format=raw,{access}"),
         *("-device", f"virtio-blk-device,drive={name}"),
     ]
 
@@ -426,15 +460,21 @@ def _make_memory(mib: int) -> int:
     return fd
 
 
-def _open_file(path: Path, ours: ExitStack) -> int:
+def _open_file(path: Path, ours: ExitStack, access: int = os.O_RDONLY) -> int:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, access | os.O_CLOEXEC)
     except OSError as error:
         raise SetupError(
             f"cannot open {str(path)!r}: {error.strerror}", hint="run 'fireclaw setup' to build it anew"
         ) from error
     ours.callback(os.close, fd)
     return fd
+
+
+def _open_workspace(spec: VmSpec, ours: ExitStack) -> tuple[int, int] | None:
+    if spec.workspace is None:
+        return None
+    return _open_file(spec.workspace, ours), _open_file(spec.workspace, ours, os.O_RDWR)
 
 
 def _listen(path: Path, ours: ExitStack, undo: ExitStack) -> int:
@@ -444,18 +484,6 @@ def _listen(path: Path, ours: ExitStack, undo: ExitStack) -> int:
     path.chmod(0o600)
     sock.listen()
     return sock.fileno()
-
-
-def _usage_of(pid: int) -> Usage:
-    folder = Path("/proc") / str(pid)
-    status = (folder / "status").read_text(errors="replace")
-    times = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-    kib = {name: int(size) for name, size in re.findall(r"^(VmRSS|RssAnon):\s*(\d+) kB$", status, re.MULTILINE)}
-    return Usage(
-        resident_bytes=kib.get("VmRSS", 0) * 1024,
-        private_bytes=kib.get("RssAnon", 0) * 1024,
-        cpu_seconds=(int(times[11]) + int(times[12])) / os.sysconf("SC_CLK_TCK"),  # user and system time
-    )
 
 
 def _explain(error: VmmError, ending: Ending) -> VmmError:
