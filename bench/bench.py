@@ -1,11 +1,13 @@
-"""Measures Fireclaw against its floor, interleaved in one run, on whatever this host is.
+"""Measures Fireclaw against its floor, interleaved in one run, on whatever this host is and whatever VMM is used.
 
 ==================  ==========================================================================================
 row                 from - to
 ==================  ==========================================================================================
-floor               start of a bare QEMU clone - its guest's first finished /bin/true (bench/floor.py)
-clone_first_exec    request to the daemon's API - exit of /bin/true in a new clone (no pool member)
-run_true            start of ``fireclaw run -- true`` - its end, daemon running (no pool member)
+floor               start of a bare clone by the same VMM - its guest's first finished /bin/true (bench/floor.py)
+clone_first_exec    request to the daemon's API - exit of /bin/true in a new clone, from a waiting process where
+                    the VMM keeps one
+named_first_exec    the same for a machine with a name, which starts from nothing
+run_true            start of ``fireclaw run -- true`` - its end, daemon running, as for clone_first_exec
 warm_exec           request to the daemon's API - exit of /bin/true in a machine that runs
 guest_fork_exec     one fork and exec of /bin/true inside that machine, by its shell
 ==================  ==========================================================================================
@@ -31,18 +33,25 @@ from fireclaw.cli.client import Connection
 from fireclaw.cli.start import request
 from fireclaw.images import ImageStore
 from fireclaw.paths import Home
+from fireclaw.vmm.firecracker import release
 from fireclaw.vmm.host import HostMemo, cpu_model, tsc_khz
 from fireclaw.wire.frames import FrameReader, Kind
-from floor import Floor
+from floor_firecracker import FirecrackerFloor
+from floor_qemu import QemuFloor
+from hypervisor import SOFTWARE_CPU, hypervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from floor import Floor
+
 _MACHINE = "bench"
+_FRESH = "bench-fresh"
 _ROUNDS = 15
 _WARM_A_ROUND = 8
 _LOOPS = 25  # fork+exec is measured as the difference between this many and one in a shell
 _BUDGET_S = 240.0
+_SETTLE_FLOORS = 2.0  # between rows: what one leaves to do, an end or a process that shall wait, is not the next one's
 
 
 class Bench:
@@ -55,36 +64,47 @@ class Bench:
     def __init__(self, home: Home, floor: Floor) -> None:
         self._home = home
         self._floor = floor
-        self.samples: dict[str, list[float]] = {
-            name: [] for name in ("floor", "clone_first_exec", "run_true", "warm_exec", "guest_fork_exec")
-        }
+        self.samples: dict[str, list[float]] = {}
 
     def run(self, rounds: int) -> None:
         """Measure all rows in turn, round by round, within the time budget."""
-        with _NamedMachine(self._home):
-            self._round(discard=True)
+        with _NamedMachine(self._home, _MACHINE):
+            self._round()
+            self.samples.clear()
             began = time.monotonic()
             for _ in range(rounds):
                 self._round()
                 if time.monotonic() - began > _BUDGET_S:
                     break
 
-    def _round(self, *, discard: bool = False) -> None:
-        taken: list[tuple[str, float]] = [
-            ("floor", self._floor.measure()),
-            ("clone_first_exec", _timed(lambda: self._api("/v1/run", ["/bin/true"]))),
-            ("run_true", _timed(_run_true)),
-        ]
-        taken += [("warm_exec", _timed(lambda: self._exec(["/bin/true"]))) for _ in range(_WARM_A_ROUND)]
+    def _round(self) -> None:
+        floor = self._floor.measure()
+        settle = partial(time.sleep, _SETTLE_FLOORS * floor / 1000)
+        self._take("floor", floor)
+        settle()
+        self._take("clone_first_exec", _timed(lambda: self._api("/v1/run", ["/bin/true"])))
+        settle()
+        self._take("named_first_exec", self._named_first_exec())
+        settle()
+        self._take("run_true", _timed(_run_true))
+        settle()
+        for _ in range(_WARM_A_ROUND):
+            self._take("warm_exec", _timed(lambda: self._exec(_MACHINE, ["/bin/true"])))
         loop = "i=0; while [ $i -lt {} ]; do /bin/true; i=$((i+1)); done"
-        one, many = (_timed(partial(self._exec, ["/bin/sh", "-c", loop.format(n)])) for n in (1, 1 + _LOOPS))
-        taken.append(("guest_fork_exec", (many - one) / _LOOPS))
-        if not discard:
-            for name, sample in taken:
-                self.samples[name].append(sample)
+        one, many = (_timed(partial(self._exec, _MACHINE, ["/bin/sh", "-c", loop.format(n)])) for n in (1, 1 + _LOOPS))
+        self._take("guest_fork_exec", (many - one) / _LOOPS)
 
-    def _exec(self, argv: Sequence[str]) -> None:
-        self._api(f"/v1/machines/{_MACHINE}/exec", argv)
+    def _take(self, name: str, sample: float) -> None:
+        self.samples.setdefault(name, []).append(sample)
+
+    def _named_first_exec(self) -> float:
+        began = time.monotonic()
+        with _NamedMachine(self._home, _FRESH):
+            self._exec(_FRESH, ["/bin/true"])
+            return (time.monotonic() - began) * 1000
+
+    def _exec(self, machine: str, argv: Sequence[str]) -> None:
+        self._api(f"/v1/machines/{machine}/exec", argv)
 
     def _api(self, target: str, argv: Sequence[str]) -> None:
         call = json.dumps({"argv": list(argv)}).encode() + b"\n"
@@ -102,16 +122,17 @@ class Bench:
 
 
 class _NamedMachine:
-    """The machine for warm commands."""
+    """A machine that stays as long as the block."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, name: str) -> None:
         self._home = home
+        self._name = name
 
     def __enter__(self) -> None:
-        self._request("POST", "/v1/machines", {"name": _MACHINE})
+        self._request("POST", "/v1/machines", {"name": self._name})
 
     def __exit__(self, *_: object) -> None:
-        self._request("DELETE", f"/v1/machines/{_MACHINE}", {})
+        self._request("DELETE", f"/v1/machines/{self._name}", {})
 
     def _request(self, method: str, target: str, body: dict[str, str]) -> None:
         with Connection(self._home.socket) as connection:
@@ -131,10 +152,12 @@ def _run_true() -> None:
 
 
 def _percentile(samples: list[float], share: float) -> float:
+    if len(samples) == 1:
+        return samples[0]
     return statistics.quantiles(samples, n=100, method="inclusive")[round(share * 100) - 1]
 
 
-def report(samples: dict[str, list[float]], accel: str) -> dict[str, Any]:
+def report(bench: Bench, floor: Floor, vmm: dict[str, str]) -> dict[str, Any]:
     """Build the JSON report."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     return {
@@ -143,10 +166,12 @@ def report(samples: dict[str, list[float]], accel: str) -> dict[str, Any]:
             "cores": len(os.sched_getaffinity(0)),
             "memory_mib": memory,
             "kernel": platform.release(),
-            "accel": accel,
+            "hypervisor": hypervisor(),
             "load": round(os.getloadavg()[0], 2),
             "fireclaw": __version__,
         },
+        "vmm": {**vmm, "version": floor.version},
+        "floor": floor.steps,
         "rows": [
             {
                 "name": name,
@@ -154,24 +179,47 @@ def report(samples: dict[str, list[float]], accel: str) -> dict[str, Any]:
                 "p95_ms": round(_percentile(values, 0.95), 1),
                 "n": len(values),
             }
-            for name, values in samples.items()
+            for name, values in bench.samples.items()
         ],
     }
 
 
 def print_table(result: dict[str, Any]) -> None:
     """Print it for people, with the ratios that have targets."""
-    host = result["host"]
-    print(f"{host['cpu']}, {host['cores']} cores, {host['accel']}, load {host['load']}, Linux {host['kernel']}\n")
+    host, vmm = result["host"], result["vmm"]
+    print(f"{host['cpu']}, {host['cores']} cores, load {host['load']}, Linux {host['kernel']}")
+    print(f"{vmm['kind']} {vmm['version']}, {vmm['accel']}{_under(host['hypervisor'], vmm['accel'])}")
+    print(f"floor: {result['floor']}\n")
     print(f"{'':18} {'p50 ms':>8} {'p95 ms':>8} {'n':>5}")
     for row in result["rows"]:
         print(f"{row['name']:18} {row['p50_ms']:8.1f} {row['p95_ms']:8.1f} {row['n']:5}")
     p50 = {row["name"]: row["p50_ms"] for row in result["rows"]}
-    print(
-        f"\nclone_first_exec / floor         {p50['clone_first_exec'] / p50['floor']:6.2f}"
-        f"\nrun_true / floor                 {p50['run_true'] / p50['floor']:6.2f}"
-        f"\nwarm_exec - guest_fork_exec, ms  {p50['warm_exec'] - p50['guest_fork_exec']:6.1f}"
-    )
+    print()
+    for name in ("clone_first_exec", "named_first_exec", "run_true"):
+        ratio, more = p50[name] / p50["floor"], p50[name] - p50["floor"]
+        print(f"{name + ' / floor':35} {ratio:6.2f} (floor {more:+.1f} ms)")
+    print(f"{'warm_exec - guest_fork_exec, ms':35} {p50['warm_exec'] - p50['guest_fork_exec']:6.1f}")
+
+
+def _under(signature: str, accel: str) -> str:
+    """What a reader must know of figures that were not taken on bare metal."""
+    if not signature:
+        return ""
+    if signature == SOFTWARE_CPU:
+        return f"; this host's own processor is software ({signature}): only ratios say something"
+    return f"; this host is a virtual machine itself ({signature})" + (", so KVM is nested" if accel == "kvm" else "")
+
+
+def _find_floor(home: Home, vmm: dict[str, str]) -> Floor:
+    """The floor of the VMM that the daemon uses."""
+    images = ImageStore(home)
+    runtime = images.find_runtime()
+    assert runtime is not None  # a command has just run
+    image = images.find_image("debian")
+    if vmm["kind"] == "firecracker":
+        programs = release.find(home.vmms)
+        return FirecrackerFloor(runtime, image, programs.firecracker, release.dotted(programs.version))
+    return QemuFloor(runtime, image, tsc_khz(HostMemo(home.memo)), vmm["accel"])
 
 
 def main() -> None:
@@ -183,14 +231,11 @@ def main() -> None:
     home = Home.find()
     _run_true()  # starts the daemon, builds what is missing, loads the snapshot
     with request(home, "GET", "/v1/status") as answer:
-        accel = answer.read_json()["vmm"]["accel"]
-    images = ImageStore(home)
-    runtime = images.find_runtime()
-    assert runtime is not None
-    with Floor(runtime, images.find_image("debian"), tsc_khz(HostMemo(home.memo)), accel) as floor:
+        vmm = answer.read_json()["vmm"]
+    with _find_floor(home, vmm) as floor:
         bench = Bench(home, floor)
         bench.run(options.rounds)
-    result = report(bench.samples, accel)
+        result = report(bench, floor, vmm)
     if options.json:
         print(json.dumps(result))
     else:

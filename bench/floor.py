@@ -1,22 +1,20 @@
-"""The floor: a bare QEMU clone of a static-init guest to its first finished /bin/true. No product code on its path.
+"""The floor: a bare clone of a static-init guest to its first finished /bin/true. No product code on its path.
 
-Same kernel, modules, image, machine type and memory as a machine of ours; memory on tmpfs, no sandbox, no other user,
-no identity, one byte a command. Nothing that clones a QEMU can be faster than this by much.
+One class a VMM, with what they share here: the initrd, made of ``floor.c`` and our own modules, and the folder. Kernel,
+image and memory size are those of a machine of ours; what is left out is all that a product adds: no Python, no
+identity, no sandbox, jail or other user, one byte a command. Nothing that clones such a VMM can be faster by much.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
-import socket
 import subprocess
 import tempfile
-import time
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from fireclaw.images.cpio import CpioWriter
-from fireclaw.vmm.qemu import SOFTWARE_CPU
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,105 +22,39 @@ if TYPE_CHECKING:
 
     from fireclaw.images import Image, Runtime
 
-_MEMORY_MIB = 256
-_MACHINE = "microvm,memory-backend=m0,x-option-roms=off,pit=off,pic=off,rtc=on,isa-serial=on,auto-kernel-cmdline=off"
-_KERNEL_WORDS = (
-    "console=ttyS0 quiet loglevel=3 reboot=t panic=-1 random.trust_cpu=on "
-    "i8042.noaux i8042.nomux i8042.nopnp i8042.dumbkbd cryptomgr.notests"
+MEMORY_MIB: Final = 256
+BOOT_SECONDS: Final = 120.0
+COMMAND_SECONDS: Final = 60.0
+WARM_UP: Final = 5
+KERNEL_WORDS: Final = (
+    "console=ttyS0 quiet loglevel=3 panic=-1 random.trust_cpu=on "
+    "i8042.noaux i8042.nomux i8042.dumbkbd cryptomgr.notests"
 )
-_BOOT_SECONDS = 120
-_COMMAND_SECONDS = 60
 
 
-class _Vm:
-    """One bare QEMU: the snapshot's source, or a clone of it."""
+class Floor(ABC):
+    """The floor of one VMM.
 
-    def __init__(self, folder: Path, kernel: Path, image: Path, tsc_khz: int, accel: str, *, clone: bool) -> None:
-        self.started = time.monotonic()
-        self._port, port = socket.socketpair()
-        self._control, control = socket.socketpair()
-        share = "off" if clone else "on"
-        self._process = subprocess.Popen(
-            [
-                *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-nographic", "-no-reboot"),
-                *("-M", f"{_MACHINE},accel={accel}"),
-                *("-cpu", "host" if accel == "kvm" else SOFTWARE_CPU, "-smp", "1", "-m", f"{_MEMORY_MIB}M"),
-                "-object",
-                f"memory-backend-file,id=m0,size={_MEMORY_MIB}M,mem-path={folder}/memory,share={share}",
-                *("-kernel", str(kernel), "-initrd", f"{folder}/initrd"),
-                *("-append", f"{_KERNEL_WORDS} tsc_early_khz={tsc_khz} tsc=reliable"),
-                *("-serial", "null"),
-                *("-drive", f"if=none,id=d0,file={image},format=raw,readonly=on"),
-                *("-device", "virtio-blk-device,drive=d0", "-device", "virtio-serial-device"),
-                *("-chardev", f"socket,id=c0,fd={port.fileno()}", "-device", "virtserialport,chardev=c0,name=floor"),
-                *("-chardev", f"socket,id=q0,fd={control.fileno()}", "-mon", "chardev=q0,mode=control"),
-                *(("-incoming", "defer") if clone else ()),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            pass_fds=(port.fileno(), control.fileno()),
-        )
-        port.close()
-        control.close()
-        self._lines = self._control.makefile("r")
-        self._lines.readline()
-        self.execute("qmp_capabilities")
-        self.execute("migrate-set-capabilities", capabilities=[{"capability": "x-ignore-shared", "state": True}])
+    ::
 
-    def execute(self, command: str, **arguments: object) -> Any:
-        """Run one QMP command."""
-        self._control.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())
-        while True:
-            answer = json.loads(self._lines.readline())
-            if "error" in answer:
-                raise RuntimeError(f"{command}: {answer['error']['desc']}")
-            if "return" in answer:
-                return answer["return"]
+        with QemuFloor(runtime, image, tsc_khz, "tcg") as floor:  # boots a guest, makes its snapshot
+            milliseconds = floor.measure()
 
-    def expect(self, byte: bytes, seconds: float) -> None:
-        """Wait for one byte of the guest."""
-        self._port.settimeout(seconds)
-        if (got := self._port.recv(1)) != byte:
-            raise RuntimeError(f"the floor's guest said {got!r}")
+    Attributes:
+        steps: what is measured, for people.
+    """
 
-    def true(self) -> None:
-        """Run /bin/true in the image."""
-        self._port.sendall(b"x")
-        self.expect(b"D", _COMMAND_SECONDS)
+    steps: ClassVar[str]
 
-    def kill(self) -> None:
-        """End and reap it."""
-        self._process.kill()
-        self._process.wait()
-        for end in (self._port, self._control, self._lines):
-            end.close()
-
-
-class Floor:
-    """The floor's snapshot; use it as a context manager, then ``measure`` as often as needed."""
-
-    def __init__(self, runtime: Runtime, image: Image, tsc_khz: int, accel: str) -> None:
+    def __init__(self, runtime: Runtime, image: Image) -> None:
+        self._runtime = runtime
+        self._image = image.root
         self._folder = Path(tempfile.mkdtemp(prefix="fireclaw-floor-", dir="/dev/shm"))
-        self._kernel, self._image, self._tsc_khz, self._accel = runtime.kernel, image.root, tsc_khz, accel
-        self._initrd = runtime.initrd
 
     def __enter__(self) -> Self:
         try:
             self._build_initrd()
-            source = self._start(clone=False)
-            try:
-                source.expect(b"R", _BOOT_SECONDS)
-                for _ in range(5):
-                    source.true()
-                source.execute("stop")
-                source.execute("migrate", uri=f"exec:cat>{self._folder}/state")
-                while (status := source.execute("query-migrate")["status"]) != "completed":
-                    if status == "failed":
-                        raise RuntimeError("the floor's snapshot failed")
-                    time.sleep(0.001)
-            finally:
-                source.kill()
+            self._make_snapshot()
         except BaseException:
             self.__exit__()
             raise
@@ -131,8 +63,18 @@ class Floor:
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self._folder)
 
-    def _start(self, *, clone: bool) -> _Vm:
-        return _Vm(self._folder, self._kernel, self._image, self._tsc_khz, self._accel, clone=clone)
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """Of the VMM."""
+
+    @abstractmethod
+    def _make_snapshot(self) -> None:
+        """Boot a guest, have it run /bin/true ``WARM_UP`` times, and keep its memory and state in the folder."""
+
+    @abstractmethod
+    def measure(self) -> float:
+        """Clone, run /bin/true once; return milliseconds from the start of the VMM."""
 
     def _build_initrd(self) -> None:
         init = self._folder / "init"
@@ -140,23 +82,10 @@ class Floor:
         subprocess.run(["gcc", "-O2", "-static", "-o", init, source], check=True)
         cpio = CpioWriter()
         cpio.folder("m")
-        for number, module in enumerate(_modules(self._initrd.read_bytes())):
+        for number, module in enumerate(_modules(self._runtime.initrd.read_bytes())):
             cpio.file(f"m/{number:02}.ko", module)
         cpio.file("init", init.read_bytes(), mode=0o755)
         (self._folder / "initrd").write_bytes(cpio.finish())
-
-    def measure(self) -> float:
-        """Clone, run /bin/true once; return milliseconds from the start of QEMU."""
-        vm = self._start(clone=True)
-        try:
-            vm.execute("migrate-incoming", uri=f"exec:cat {self._folder}/state")
-            while vm.execute("query-status")["status"] == "inmigrate":
-                time.sleep(0.001)
-            vm.execute("cont")
-            vm.true()
-            return (time.monotonic() - vm.started) * 1000
-        finally:
-            vm.kill()
 
 
 def _modules(initrd: bytes) -> Iterator[bytes]:

@@ -16,21 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import vm_report
 from images_home import built, shared_home
 
 from fireclaw.config import Config, MachineConfig
 from fireclaw.daemon.rooms import open_rooms
 from fireclaw.paths import Home
 from fireclaw.store.ledger import read
+from fireclaw.vmm.firecracker.vm import Firecracker, FirecrackerVm
 from fireclaw.vmm.process import home_tag
-from fireclaw.vmm.qemu import Qemu
+from fireclaw.vmm.qemu import Qemu, QemuVm
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
     from fireclaw.daemon.rooms import Rooms
     from fireclaw.images import Image, Runtime
     from fireclaw.store.ledger import Entry
+
+# Their assertions, too, tell what they saw.
+pytest.register_assert_rewrite("exec_rules", "vm_accidents", "vm_fixtures", "vm_rules", "vm_subjects")
 
 # Guests that were really started by this run; printed at its end.
 guests: Counter[str] = Counter()
@@ -66,22 +71,48 @@ def _leave_nothing() -> Iterator[None]:
 def _count_guests() -> Iterator[None]:
     """Count the guests that tests start in this process, by the only two ways there are."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("boot", "clone"):
-            patch.setattr(Qemu, name, classmethod(_counted(getattr(Qemu, name).__func__, name)))
+        for starts, method, name in (
+            (Qemu, "boot", "boot"),
+            (QemuVm, "load", "clone"),
+            (Firecracker, "boot", "boot"),
+            (FirecrackerVm, "load", "clone"),
+        ):
+            patch.setattr(starts, method, _counted(getattr(starts, method), name))
         yield
 
 
-def _counted(start: Any, name: str) -> Any:
-    async def counted(cls: type[Qemu], *args: Any, **kwargs: Any) -> Qemu:
-        vm: Qemu = await start(cls, *args, **kwargs)
-        guests[name] += 1
-        return vm
+def _counted(start: Callable[..., Awaitable[Any]], name: str) -> Callable[..., Awaitable[Any]]:
+    async def counted(*args: Any, **kwargs: Any) -> Any:
+        started = await start(*args, **kwargs)
+        if not _is_fake(started or args[0]):
+            guests[name] += 1
+        return started
 
     return counted
 
 
+def _is_fake(vm: QemuVm | FirecrackerVm) -> bool:
+    """Whether a VMM is a program of ``fireclaw.testing``: those are in Python."""
+    try:
+        return Path(f"/proc/{vm._child.pid}/exe").readlink().name.startswith("python")
+    except FileNotFoundError:  # it has ended already
+        return False
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make our marks known."""
+    vm_report.register_marker(config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Have no rule run on a VMM that lacks what it needs."""
+    vm_report.mark_unmet(items)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say how much of it was real, and add it to what the other rings of this run had."""
+    """Say what was not run, and how much of it was real, and add it to what the other rings of this run had."""
+    for line in vm_report.report_lines(terminalreporter.stats):
+        terminalreporter.write_line(line)
     booted, cloned = guests["boot"], guests["clone"]
     terminalreporter.write_line(f"guests: {booted} really booted, {cloned} really cloned")
     if path := os.environ.get("FIRECLAW_TEST_GUESTS"):

@@ -1,4 +1,4 @@
-"""The exec rules, for whatever gives a ``channel`` fixture: the double here, booted machines in tests/system."""
+"""The exec rules, for whatever gives a ``channel`` fixture: the double, and clones of each VMM."""
 
 from __future__ import annotations
 

@@ -77,8 +77,8 @@ def _built(runtime: str, image: str) -> Iterator[Path]:
     yield from (home.images / "names.json", home.images / image)
     for manifest in home.snapshots.glob("*/manifest.json"):
         with contextlib.suppress(FileNotFoundError):  # somebody prunes there
-            made_of = json.loads(manifest.read_text())
-            if (made_of["runtime"], made_of["image"]) == (runtime, image):
+            about = json.loads(manifest.read_text()).get("about", {})
+            if (about.get("runtime"), about.get("image"), about.get("workspace_bytes")) == (runtime, image, 0):
                 yield manifest.parent
 
 

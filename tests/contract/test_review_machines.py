@@ -16,7 +16,7 @@ from fireclaw.daemon.conversation import Conversation
 from fireclaw.daemon.office import Office
 from fireclaw.daemon.supervisor import DaemonSupervisor
 from fireclaw.errors import ChannelLostError, ConflictError, FireclawError, GuestTimeoutError, SetupError
-from fireclaw.machines import machines as module
+from fireclaw.machines import templates
 from fireclaw.machines.calls import Exec
 from fireclaw.machines.machine import Machine
 from fireclaw.store.ledger import read
@@ -38,8 +38,9 @@ class PipeVm:
         self._sock = sock
         sock.setblocking(False)
 
-    def open_channel(self) -> socket.socket:
+    async def open_channel(self, *, timeout_s: float) -> socket.socket:
         """Give the socket away."""
+        del timeout_s
         return self._sock
 
 
@@ -51,6 +52,7 @@ def a_row() -> MachineRow:
         purpose=Purpose.RUN,
         image="",
         runtime="",
+        vmm="qemu",
         accel="tcg",
         memory_mib=256,
         vcpus=1,
@@ -81,6 +83,21 @@ async def test_a_clone_that_never_becomes_somebody_is_an_error_of_ours() -> None
 
     assert isinstance(caught.value, ChannelLostError)
     await machine.disconnect()
+
+
+async def test_the_identity_goes_before_whatever_is_sent_next() -> None:
+    """A command that is started in the same turn of the loop as the machine follows the identity on the channel."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        machine = await Machine.connect(a_row(), PipeVm(ours), hostname="box", template=bytes(16))  # type: ignore[arg-type]  # see there
+        await machine.start(Exec(["true"]))
+        theirs.setblocking(False)
+        sent = b""
+        async with asyncio.timeout(20):
+            while b'"exec"' not in sent:
+                sent += await asyncio.get_running_loop().sock_recv(theirs, 65536)
+        assert b'"identity"' in sent.partition(b'"exec"')[0]
+        await machine.disconnect()
 
 
 async def test_a_client_that_leaves_while_it_is_told_something_leaves_no_machine(rooms: Rooms) -> None:
@@ -151,12 +168,12 @@ async def test_a_folder_that_cannot_be_made_leaves_no_row(rooms: Rooms) -> None:
 
 async def test_a_template_that_hangs_does_not_stop_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest that stops answering in the middle of its warm-up is given up in time."""
-    monkeypatch.setattr(module, "BOOT_SECONDS", 0.3)
-    monkeypatch.setattr(module, "_WARM_UP", (Exec(["sleep", "60"]),))
+    monkeypatch.setattr(templates, "BOOT_SECONDS", 0.3)
+    monkeypatch.setattr(templates, "_WARM_UP", (Exec(["sleep", "60"]),))
     with LocalGuest() as guest:
         vm = PipeVm(guest.connect())
         with pytest.raises(GuestTimeoutError):
-            await asyncio.wait_for(module._warm_up(vm, new_magic()), 5)  # type: ignore[arg-type]  # a part of it
+            await asyncio.wait_for(templates._warm_up(vm, new_magic()), 5)  # type: ignore[arg-type]  # a part of it
 
 
 async def test_two_that_end_a_machine_both_wait_for_its_end(rooms: Rooms) -> None:

@@ -64,5 +64,5 @@ async def test_clones_of_one_snapshot_have_magics_of_their_own(rooms: Rooms) -> 
     first, second = await asyncio.gather(rooms.machines.create(Purpose.RUN), rooms.machines.create(Purpose.RUN))
     await asyncio.gather(first.settled(), second.settled())
 
-    (loaded,) = rooms.machines._loaded.values()
+    (loaded,) = rooms.machines._templates._loaded.values()
     assert len({first.row.magic, second.row.magic, loaded.magic.hex()}) == 3

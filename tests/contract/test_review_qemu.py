@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from review_limits import descriptors, few_descriptors
 
-from fireclaw.errors import FireclawError, VmmError
+from fireclaw.errors import VmmError
 from fireclaw.store.database import Database
 from fireclaw.store.machines import ProcessRows, Role
 from fireclaw.vmm.base import Accel, VmSpec
@@ -20,7 +19,7 @@ from fireclaw.vmm.qemu import Qemu
 from fireclaw.vmm.qmp import Qmp
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 # Answers the first command as QEMU does, and every other one with what it was given; "%d" stands for the id.
 _LIAR = """
@@ -34,12 +33,18 @@ for line in connection.makefile():
 
 
 @pytest.fixture
-async def lie(tmp_path: Path) -> AsyncIterator[Callable[[str], Child]]:
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """Where processes are made, with a store of its own."""
+    database = Database(tmp_path / "db")
+    yield Gate(ProcessRows(database), "review00")
+    database.close()
+
+
+@pytest.fixture
+async def lie(tmp_path: Path, gate: Gate) -> AsyncIterator[Callable[[str], Child]]:
     """Start a liar that listens as QEMU does; whatever happens, the loop must have had no exception to report."""
     reported: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
-    database = Database(tmp_path / "db")
-    gate = Gate(ProcessRows(database), "review00")
     children = []
 
     def start(said: str) -> Child:
@@ -54,7 +59,6 @@ async def lie(tmp_path: Path) -> AsyncIterator[Callable[[str], Child]]:
     for child in children:
         child.kill()
         await child.wait()
-    database.close()
     assert reported == []
 
 
@@ -89,34 +93,13 @@ async def test_nonsense_never_reaches_the_loop(tmp_path: Path, lie: Callable[[st
 
 
 @pytest.mark.parametrize("said", ["[]", '{"status": ["running"]}', "7", "{}"])
-async def test_an_adopted_qemu_that_lies_is_ended(tmp_path: Path, lie: Callable[[str], Child], said: str) -> None:
+async def test_an_adopted_qemu_that_lies_is_ended(
+    tmp_path: Path, gate: Gate, lie: Callable[[str], Child], said: str
+) -> None:
     """A daemon that starts is not stopped by one bad QEMU: that one ends, with an error of ours."""
     child = lie(f'{{"return": {said}, "id": %d}}')
 
     with pytest.raises(VmmError, match="ended"):
-        await Qemu.adopt(a_spec(tmp_path, Path("/nonexistent")), child)
+        await Qemu(gate).adopt(a_spec(tmp_path, Path("/nonexistent")), child)
 
     assert not child.running
-
-
-def sockets(folder: Path) -> list[Path]:
-    """The sockets in a folder."""
-    return [path for path in folder.iterdir() if path.is_socket()]
-
-
-@pytest.mark.parametrize("more", range(1, 14))
-async def test_a_host_without_descriptors_is_told(tmp_path: Path, more: int) -> None:
-    """Wherever in its start a VMM runs out of descriptors, the error is ours, and nothing is left."""
-    file = tmp_path / "file"
-    file.touch()
-    database = Database(tmp_path / "db")
-    rows = ProcessRows(database)
-    before = descriptors()
-
-    with few_descriptors(more), pytest.raises(FireclawError):
-        await Qemu.boot(a_spec(tmp_path, file), Gate(rows, "review00"), snapshottable=True)
-
-    assert descriptors() == before
-    assert rows.all() == []
-    assert sockets(tmp_path) == []
-    database.close()

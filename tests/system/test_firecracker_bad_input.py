@@ -206,7 +206,7 @@ def test_a_kvm_that_hangs(cli: Cli) -> None:
     """A guest that does nothing within the deadline: QEMU takes over, which is said once and remembered."""
     give(cli, Script(guest=Guest.SILENT))
     first = ran(cli)
-    reason = "a guest hangs on this host's KVM (20 s without a sign)"
+    reason = "a guest hangs on this host's KVM (30 s without a sign)"
     assert first.splitlines()[1:] == [
         f"fireclaw: machines run on QEMU with the software CPU, several times slower: {reason}"
     ]

@@ -1,4 +1,4 @@
-"""Booted machines: the exec rules in a real guest, and what makes a clone somebody."""
+"""Machines as the daemon makes them: what makes a clone somebody, and what its workload may do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from exec_rules import *  # noqa: F403 - the suite
 from exec_rules import run, sh
 
 from fireclaw.errors import ChannelLostError, NotFoundError
@@ -144,7 +143,7 @@ async def test_a_session_that_breaks_off_in_the_middle_is_followed_by_a_clean_on
     rooms.machines._watchers[machine.row.machine_id].cancel()  # which would end a machine that lost its session
     await machine.channel.aclose()
     for _ in range(5):
-        channel = await Channel.open(machine.vm.open_channel(), bytes.fromhex(machine.row.magic))
+        channel = await Channel.open(await machine.vm.open_channel(timeout_s=10), bytes.fromhex(machine.row.magic))
         assert await sh(channel, "pgrep -c yes") == (1, b"0\n", b"")
         execution = await calls.start(channel, Exec(["yes"]))
         await anext(execution.output())

@@ -25,19 +25,21 @@ def database(tmp_path: Path) -> Iterator[Database]:
     database.close()
 
 
-def add(rows: MachineRows, machine_id: str, name: str | None = None) -> MachineRow:
-    """Add a machine of which only id and name matter."""
+def add(rows: MachineRows, machine_id: str, name: str | None = None, workspace: str | None = None) -> MachineRow:
+    """Add a machine of which only id, name and workspace matter."""
     return rows.add(
         machine_id=machine_id,
         name=name,
         purpose=Purpose.NAMED if name else Purpose.RUN,
         image="i" * 64,
         runtime="r" * 64,
+        vmm="qemu",
         accel="tcg",
         memory_mib=256,
         vcpus=1,
         magic="ab" * 16,
         created_at=1.5,
+        workspace=workspace,
     )
 
 
@@ -155,6 +157,16 @@ class TestMachines:
         add(rows, "3")
         add(rows, "4")
         assert [row.machine_id for row in rows.all()] == ["1", "3", "4"]
+
+    def test_a_workspace_is_one_machines(self, database: Database) -> None:
+        """A workspace that a machine has is refused to others until that machine is gone."""
+        rows = MachineRows(database, open_host(database))
+        add(rows, "m1", "box", workspace="drive")
+        with pytest.raises(ConflictError, match="the workspace 'drive' is used by machine box"):
+            add(rows, "m2", workspace="drive")
+        add(rows, "m3", workspace="other")
+        rows.remove("m1")
+        assert add(rows, "m2", workspace="drive").workspace == "drive"
 
     def test_the_lowest_free_slot_is_used_again(self, database: Database) -> None:
         """Slots stay small however many machines have come and gone."""

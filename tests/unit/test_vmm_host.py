@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fireclaw.errors import GuestTimeoutError
-from fireclaw.vmm.accel import Verdict, find_obstacle, prove_accel
-from fireclaw.vmm.base import Accel
+from fireclaw.vmm.accel import Verdict, find_obstacle, find_verdict, prove_kvm
 from fireclaw.vmm.host import HostMemo, boot_id, measure_tsc_khz, tsc_khz
 
 if TYPE_CHECKING:
@@ -110,45 +109,73 @@ class Guest:
 class TestVerdict:
     """Whether KVM works here."""
 
-    async def test_a_guest_that_boots_proves_it(self, memo: HostMemo, device: Path) -> None:
+    async def test_a_guest_that_boots_proves_it(self, memo: HostMemo) -> None:
         """KVM is used once a guest has booted on it; that guest need not boot again in this boot of the host."""
         guest = Guest()
-        assert await prove_accel(memo, guest.boot, device=device) == Verdict(Accel.KVM)
-        assert await prove_accel(memo, guest.boot, device=device) == Verdict(Accel.KVM)
+        assert await prove_kvm(memo, "qemu", guest.boot) == Verdict(works=True)
+        assert await prove_kvm(memo, "qemu", guest.boot) == Verdict(works=True)
         assert guest.boots == 1
 
-    async def test_a_guest_that_hangs_is_ended_in_time(self, memo: HostMemo, device: Path) -> None:
+    async def test_a_guest_that_hangs_is_ended_in_time(self, memo: HostMemo) -> None:
         """After the deadline the boot is cancelled, the reason told, and the verdict kept."""
         guest = Guest(hangs=True)
-        verdict = await prove_accel(memo, guest.boot, device=device, deadline_s=0.01)
-        assert verdict.accel is Accel.TCG
-        assert "hangs" in verdict.reason
+        verdict = await prove_kvm(memo, "qemu", guest.boot, deadline_s=0.01)
+        assert (verdict.works, verdict.hangs) == (False, True)
+        assert verdict.reason == "a guest hangs on this host's KVM (0.01 s without a sign)"
         assert guest.cleaned == 1
-        assert await prove_accel(memo, guest.boot, device=device) == verdict
+        assert await prove_kvm(memo, "qemu", guest.boot, deadline_s=0.01) == verdict
         assert guest.boots == 1
 
-    async def test_a_guest_that_fails_gives_its_reason(self, memo: HostMemo, device: Path) -> None:
-        """What the guest or the VMM said becomes part of the reason."""
-        verdict = await prove_accel(memo, Guest(fails=True).boot, device=device)
-        assert verdict.accel is Accel.TCG
+    async def test_a_guest_that_fails_gives_its_reason(self, memo: HostMemo) -> None:
+        """What the guest or the VMM said becomes part of the reason; another VMM may have more luck."""
+        verdict = await prove_kvm(memo, "qemu", Guest(fails=True).boot)
+        assert (verdict.works, verdict.hangs) == (False, False)
         assert "did not say hello" in verdict.reason
 
-    async def test_the_verdict_of_an_earlier_boot_is_void(self, memo: HostMemo, device: Path) -> None:
-        """After a restart of the host a guest is booted anew."""
-        memo.put("accel", {"accel": "tcg", "reason": "it hung", "boot_id": "an earlier one"})
-        assert await prove_accel(memo, Guest().boot, device=device) == Verdict(Accel.KVM)
+    async def test_each_vmm_has_a_verdict_of_its_own(self, memo: HostMemo) -> None:
+        """What was found out for one says nothing of another."""
+        await prove_kvm(memo, "firecracker", Guest(fails=True).boot)
+        assert find_verdict(memo, "qemu") is None
+        assert await prove_kvm(memo, "qemu", Guest().boot) == Verdict(works=True)
+        assert (found := find_verdict(memo, "firecracker")) is not None
+        assert not found.works
 
-    async def test_a_missing_device_is_told_and_not_kept(self, memo: HostMemo, tmp_path: Path) -> None:
-        """Without a device nothing is booted, and once it is there a guest is."""
-        guest = Guest()
-        device = tmp_path / "none"
-        verdict = await prove_accel(memo, guest.boot, device=device)
-        assert verdict.accel is Accel.TCG
-        assert "has no" in verdict.reason
-        assert guest.boots == 0
-        device.touch()
-        device.chmod(0o666)
-        assert (await prove_accel(memo, guest.boot, device=device)).accel is Accel.KVM
+    async def test_the_verdict_of_an_earlier_boot_is_void(self, memo: HostMemo, tmp_path: Path) -> None:
+        """After a restart of the host a guest is booted anew."""
+        await prove_kvm(memo, "qemu", Guest(fails=True).boot)
+        kept = (tmp_path / "host.json").read_text()
+        (tmp_path / "host.json").write_text(kept.replace(boot_id(), "an earlier one"))
+        assert find_verdict(memo, "qemu") is None
+        assert await prove_kvm(memo, "qemu", Guest().boot) == Verdict(works=True)
+
+    async def test_the_kept_verdict_is_plain_json(self, memo: HostMemo, tmp_path: Path) -> None:
+        """Other programs can read it."""
+        await prove_kvm(memo, "qemu", Guest().boot)
+        kept = json.loads((tmp_path / "host.json").read_text())
+        assert kept["kvm with qemu"] == {
+            "works": True,
+            "reason": "",
+            "remedy": "",
+            "hangs": False,
+            "boot_id": boot_id(),
+        }
+
+
+class TestDevice:
+    """Whether the device can be tried at all."""
+
+    def test_a_missing_device_is_told(self, tmp_path: Path) -> None:
+        """Without a device the module is the remedy."""
+        obstacle = find_obstacle(tmp_path / "none")
+        assert obstacle is not None
+        assert (obstacle.works, obstacle.hangs) == (False, False)
+        assert obstacle.reason == f"this host has no {tmp_path / 'none'}"
+        assert "modprobe kvm" in obstacle.remedy
+
+    def test_a_device_that_is_open_to_all_is_no_obstacle(self, device: Path) -> None:
+        """Then it can be tried, with or without a jail."""
+        assert find_obstacle(device) is None
+        assert find_obstacle(device, jailed=True) is None
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="changes the owner of a file")
     def test_a_closed_device_names_the_remedy(self, device: Path) -> None:
@@ -160,8 +187,8 @@ class TestVerdict:
         os.chown(device, 0, 4321)
         assert find_obstacle(device) is None
 
-    async def test_the_kept_verdict_is_plain_json(self, memo: HostMemo, device: Path, tmp_path: Path) -> None:
-        """Other programs can read it."""
-        await prove_accel(memo, Guest().boot, device=device)
-        kept = json.loads((tmp_path / "host.json").read_text())
-        assert kept["accel"] == {"accel": "kvm", "reason": "", "boot_id": boot_id()}
+    @pytest.mark.skipif(os.geteuid() != 0, reason="root's jails have device nodes of their own")
+    def test_a_closed_device_does_not_matter_to_a_jail(self, device: Path) -> None:
+        """A jail's node is made for its machine, whatever the host's own allows."""
+        device.chmod(0o600)
+        assert find_obstacle(device, jailed=True) is None

@@ -47,8 +47,8 @@ def test_sizes() -> None:
 
 # -- the host's side ------------------------------------------------------------------------------------------
 
-# What an older session may have left: anything, also echoes of other nonces and pieces of our own. All of our own cannot
-# stand there; but where only its last byte is missing, chance would complete it now and then.
+# What an older session may have left: anything, also echoes of other nonces and pieces of our own. All of our own
+# cannot stand there; but where only its last byte is missing, chance would complete it now and then.
 _STALE = (
     st.lists(
         st.binary(max_size=60)

@@ -65,11 +65,14 @@ class Guest:
             "kernel": os.uname().release,
         }
 
-    def shutdown(self) -> None:
-        """Write what is cached and end the machine."""
+    def seal(self) -> None:
+        """Write what is cached, and hold back whoever would write more."""
         os.sync()
         with contextlib.suppress(OSError):  # it is synced; who is root in the workload may have frozen it before us
             self._workload.seal_workspace()
+
+    def shutdown(self) -> None:
+        """End the machine."""
         linux.reboot()
 
     def log(self, text: str) -> None:

@@ -30,6 +30,9 @@ class Host(Protocol):
     def info(self) -> dict[str, Any]:
         """Describe the guest."""
 
+    def seal(self) -> None:
+        """Write what is cached to where it outlives the machine."""
+
     def shutdown(self) -> None:
         """End the machine, soon."""
 
@@ -167,7 +170,8 @@ class Request:
         elif name == "info":
             session.answer(stream, session.host.info())
         elif name == "shutdown":
-            session.answer(stream, {})
+            session.host.seal()
+            session.answer(stream, {})  # from now on the host may kill the machine
             session.host.shutdown()
         else:
             session.answer(stream, {"error": f"unknown call {name!r}"})

@@ -169,25 +169,49 @@ async def start(channel: Channel, request: Exec) -> Execution:
     return Execution(stream)
 
 
-async def call(channel: Channel, name: str, timeout_s: float = CALL_SECONDS, **arguments: Any) -> dict[str, Any]:
-    """Make a call that is answered by one line.
+@dataclass(frozen=True)
+class Call:
+    """A call that was sent, and is answered by one line.
 
-    Raises:
-        GuestError: the guest answered with an error.
-        GuestTimeoutError: it did not answer in time.
-        ChannelLostError: the channel ended.
+    Attributes:
+        name: of the call.
     """
+
+    name: str
+    _stream: Stream
+
+    async def answer(self, timeout_s: float = CALL_SECONDS) -> dict[str, Any]:
+        """Wait for the answer.
+
+        Raises:
+            GuestError: the guest answered with an error.
+            GuestTimeoutError: it did not answer in time.
+            ChannelLostError: the channel ended.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer, _ = await _answer(self._stream)
+                return answer
+        except TimeoutError:
+            raise GuestTimeoutError(f"the guest did not answer {self.name!r} within {timeout_s:g} s") from None
+        finally:
+            self._stream.abort()
+
+
+async def call(channel: Channel, name: str, timeout_s: float = CALL_SECONDS, **arguments: Any) -> dict[str, Any]:
+    """Make a call that is answered by one line; errors as for ``Call.answer``."""
+    return await (await _send(channel, name, **arguments)).answer(timeout_s)
+
+
+async def _send(channel: Channel, name: str, **arguments: Any) -> Call:
     stream = channel.stream()
     try:
-        async with asyncio.timeout(timeout_s):
-            await stream.send(pack_line({"call": name, **arguments}))
-            stream.finish()
-            answer, _ = await _answer(stream)
-            return answer
-    except TimeoutError:
-        raise GuestTimeoutError(f"the guest did not answer {name!r} within {timeout_s:g} s") from None
-    finally:
+        await stream.send(pack_line({"call": name, **arguments}))
+    except BaseException:
         stream.abort()
+        raise
+    stream.finish()
+    return Call(name, stream)
 
 
 async def _answer(stream: Stream) -> tuple[dict[str, Any], bytes]:
@@ -248,7 +272,12 @@ async def write_file(
 
 async def give_identity(channel: Channel, hostname: str, magic: bytes, *, workspace: bool = False) -> None:
     """Make a clone somebody: fresh entropy, clock, hostname, machine-id, magic, workspace; errors as for ``call``."""
-    await call(
+    await (await send_identity(channel, hostname, magic, workspace=workspace)).answer()
+
+
+async def send_identity(channel: Channel, hostname: str, magic: bytes, *, workspace: bool = False) -> Call:
+    """The first half of ``give_identity``: what is sent once this has returned is done by somebody."""
+    return await _send(
         channel,
         "identity",
         hostname=hostname,

@@ -22,7 +22,7 @@ from fireclaw.machines.channel import HELLO_SECONDS, Channel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fireclaw.machines.calls import Exec, Execution
+    from fireclaw.machines.calls import Call, Exec, Execution
     from fireclaw.store.machines import MachineRow
     from fireclaw.vmm.base import Ending, Vm
 
@@ -65,22 +65,25 @@ class Machine:
         sock = await vm.open_channel(timeout_s=HELLO_SECONDS)
         channel = await Channel.begin(sock, template or bytes.fromhex(row.magic))
         machine = cls(row, vm, channel)
-        settling = machine._settle(hostname, workspace, on_settled)
+        identity = None
+        if hostname:
+            try:  # sent here, not in the task: the first command may be sent before that runs
+                magic = bytes.fromhex(row.magic)
+                identity = await calls.send_identity(channel, hostname, magic, workspace=workspace)
+            except BaseException:
+                await channel.aclose()
+                raise
+        settling = machine._settle(identity, on_settled)
         machine._settled = asyncio.create_task(settling, name=f"settle {row.machine_id}")
         return machine
 
-    async def _settle(self, hostname: str, workspace: bool, on_settled: Callable[[Machine], None] | None) -> None:
-        if hostname:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.channel.wait_ready(HELLO_SECONDS), name="hello")
-                tasks.create_task(self._give_identity(hostname, workspace), name="identity")
-        else:
-            await self.channel.wait_ready(HELLO_SECONDS)
+    async def _settle(self, identity: Call | None, on_settled: Callable[[Machine], None] | None) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.channel.wait_ready(HELLO_SECONDS), name="hello")
+            if identity is not None:
+                tasks.create_task(identity.answer(), name="identity")
         if on_settled is not None:
             on_settled(self)
-
-    async def _give_identity(self, hostname: str, workspace: bool) -> None:
-        await calls.give_identity(self.channel, hostname, bytes.fromhex(self.row.magic), workspace=workspace)
 
     async def settled(self) -> None:
         """Wait until the guest has answered and taken its identity.

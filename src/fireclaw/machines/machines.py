@@ -136,12 +136,12 @@ class Machines:
 
         Raises:
             NotFoundError: no such image.
-            ConflictError: the name is taken.
+            ConflictError: the name is taken, or another machine has the workspace.
             SetupError, MachineError: it cannot be made, and why.
         """
         kind = await self._kind(image, memory_mib or self._memory_mib, workspace)
         snapshot = await self._templates.have(kind)
-        if purpose is Purpose.RUN:
+        if purpose is Purpose.RUN and workspace is None:
             self._refill = partial(self._spares.refill, kind, snapshot)
         if name is not None:
             await self._until_free(name)
@@ -173,7 +173,7 @@ class Machines:
         self, purpose: Purpose, kind: Kind, snapshot: Snapshot, name: str | None, workspace: Path | None
     ) -> tuple[MachineRow, Vm]:
         """Make a clone that stands still, out of a spare where there is one."""
-        if purpose is Purpose.RUN and (spare := self._spares.take(snapshot)) is not None:
+        if purpose is Purpose.RUN and workspace is None and (spare := self._spares.take(snapshot)) is not None:
             try:
                 await spare.vm.load(snapshot.memory)
                 return self._rows.assign(spare.row, purpose, time.time()), spare.vm
@@ -195,6 +195,7 @@ class Machines:
             memory_mib=kind.memory_mib,
             vcpus=kind.vcpus,
             name=name,
+            workspace=workspace,
         )
         try:
             spec = self._register.spec(row, kind.runtime, kind.image, workspace)
@@ -405,8 +406,8 @@ class Machines:
             if folder.is_dir() and folder.name not in taken:
                 await asyncio.to_thread(shutil.rmtree, folder)
                 removed.append(f"folder {folder.name}")
-        drives = await asyncio.to_thread(workspaces.sweep, self._home.workspaces, self._known())
-        removed += [f"drive {name}" for name in drives]
+        # Not in a thread: a template that is made meanwhile would not be known.
+        removed += [f"drive {name}" for name in workspaces.sweep(self._home.workspaces, self._known())]
         rows = self._rows.all()
         in_use = {row.image for row in rows} | {row.runtime for row in rows}
         removed += [f"runtime or image {name[:12]}" for name in await asyncio.to_thread(self._images.prune, in_use)]

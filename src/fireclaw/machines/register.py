@@ -80,11 +80,12 @@ class Register:
         memory_mib: int,
         vcpus: int,
         name: str | None = None,
+        workspace: Path | None = None,
     ) -> MachineRow:
         """Record a machine, then make its folder.
 
         Raises:
-            ConflictError: the name is taken.
+            ConflictError: the name is taken, or another machine has the workspace.
             SetupError: the folder cannot be made.
         """
         row = self._rows.add(
@@ -99,6 +100,7 @@ class Register:
             vcpus=vcpus,
             magic=magic.hex(),
             created_at=time.time(),
+            workspace=None if workspace is None else workspace.name,
         )
         folder = self.folder(row.machine_id)
         try:

@@ -36,6 +36,7 @@ CREATE TABLE IF NOT EXISTS machines (
     host_id TEXT NOT NULL REFERENCES host (host_id),
     epoch BIGINT NOT NULL,
     created_at DOUBLE PRECISION NOT NULL,
+    workspace TEXT UNIQUE,
     UNIQUE (host_id, slot)
 );
 CREATE TABLE IF NOT EXISTS processes (
@@ -97,6 +98,7 @@ class MachineRow:
         host_id: the host that runs it.
         epoch: the daemon start that owns it.
         created_at: seconds since 1970.
+        workspace: the name of the drive that it mounts at /workspace, which is its alone; None without one.
     """
 
     machine_id: str
@@ -114,6 +116,7 @@ class MachineRow:
     host_id: str
     epoch: int
     created_at: float
+    workspace: str | None = None
 
     @classmethod
     def of(cls, row: sqlite3.Row) -> MachineRow:
@@ -178,15 +181,21 @@ class MachineRows:
         vcpus: int,
         magic: str,
         created_at: float,
+        workspace: str | None = None,
     ) -> MachineRow:
         """Record a machine that is about to be made, in the lowest free slot.
 
         Raises:
-            ConflictError: the name is taken.
+            ConflictError: the name is taken, or another machine has the workspace.
         """
         with self._database.transaction() as tx:
             if name is not None and self.by_name(name):
                 raise ConflictError(f"a machine named {name!r} exists already", hint="choose another name")
+            if workspace is not None and (owner := self._one("workspace", workspace)):
+                raise ConflictError(
+                    f"the workspace {workspace!r} is used by machine {owner.name or owner.machine_id}",
+                    hint="end that machine first",
+                )
             row = MachineRow(
                 machine_id=machine_id,
                 name=name,
@@ -203,6 +212,7 @@ class MachineRows:
                 host_id=self._host.host_id,
                 epoch=self._host.epoch,
                 created_at=created_at,
+                workspace=workspace,
             )
             tx.execute(f"INSERT INTO machines ({_COLUMNS}) VALUES ({_MARKS})", astuple(row))  # noqa: S608  names of ours
         return row

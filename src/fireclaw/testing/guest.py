@@ -86,6 +86,9 @@ class LocalGuest:
         """Describe this guest."""
         return {"uptime": 0.0, "memory": {}, "boot": {}, "kernel": os.uname().release}
 
+    def seal(self) -> None:
+        """Nothing is cached here."""
+
     def shutdown(self) -> None:
         """End, as a machine does."""
         self.loop.stop()

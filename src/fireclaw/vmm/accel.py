@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from fireclaw.vmm.host import HostMemo
 
-DEADLINE_S: Final = 20.0
+DEADLINE_S: Final = 30.0  # a boot takes 2 s; within another virtual machine ten times that
 
 
 @dataclass(frozen=True, slots=True)
