@@ -60,7 +60,9 @@ class VmSpec:
         folder: the machine's own run folder, 0700, made and removed by the caller; holds sockets.
         slot: the machine's slot; user and group id follow from it where we are root.
         cmdline: more words for the kernel command line.
-        tied: the kernel ends the VMM when this process dies, for nobody would adopt it or keep its time limits.
+        tied: the kernel ends the VMM when this process dies, for nobody would adopt it or keep its time limits. The
+            kernel forgets that when the jailer changes the user id (prctl(2), PR_SET_PDEATHSIG): the next daemon ends
+            such a Firecracker.
     """
 
     machine_id: str
