@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +15,13 @@ from exec_rules import *  # noqa: F403 - the suite, over a clone
 from firecracker_subjects import CONTROL, NOT_IN_A_JAIL, NOT_ROOT, InFolder, bare_pause, maker
 from vm_accidents import *  # noqa: F403 - the suite
 from vm_fixtures import *  # noqa: F403 - the suite's
-from vm_fixtures import greet, running
+from vm_fixtures import BOOT_S, greet, running
 from vm_rules import *  # noqa: F403 - the suite
-from vm_subjects import Lab, Need, Subject, doom_by_cmdline, needs
+from vm_subjects import Fate, Lab, Need, Subject, doom_by_cmdline, needs
 
 from fireclaw.errors import GuestTimeoutError
 from fireclaw.vmm.accel import find_obstacle
-from fireclaw.vmm.base import Accel
+from fireclaw.vmm.base import Accel, Cause
 from fireclaw.vmm.firecracker.jail import can_limit
 from fireclaw.vmm.firecracker.vm import Firecracker, FirecrackerVm
 
@@ -83,3 +84,11 @@ class TestFirecracker:
             await clone.pause()
             await clone.resume()
             await greet(clone, template.magic)
+
+    @needs(Need.KERNEL)
+    async def test_a_guest_that_halts_is_noticed(self, lab: Lab) -> None:
+        """A guest that halts is as good as one that switches itself off, and Firecracker notices neither."""
+        vmm, spec = lab.subject.doom(lab, Fate.HALT)
+        vm = await vmm.boot(spec)
+        async with asyncio.timeout(BOOT_S):
+            assert (await vm.wait()).cause is Cause.GUEST_SHUTDOWN

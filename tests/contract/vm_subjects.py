@@ -204,6 +204,11 @@ class Lab:
         """Remove every snapshot's files."""
         shutil.rmtree(self.home.snapshots)
 
+    async def forget(self, spec: VmSpec) -> None:
+        """Remove what is left of a machine, as its maker does."""
+        await self.vmm.sweep(spec.machine_id)
+        shutil.rmtree(spec.folder)
+
     def leftovers(self) -> Left:
         """Whatever is left of machines."""
         return Left(
@@ -274,11 +279,28 @@ def labs(
 ) -> Iterator[Callable[[], Lab]]:
     """Make labs of a subject; all are closed at the end."""
     made: list[Lab] = []
+    shelf = factory.mktemp("shelf")
+    near_runtime = replace(
+        runtime,
+        kernel=_bring(runtime.kernel, shelf / "kernel"),
+        initrd=_bring(runtime.initrd, shelf / "initrd"),
+        root=_bring(runtime.root, shelf / "root"),
+    )
+    near_image = replace(image, root=_bring(image.root, shelf / "image"))
 
     def make() -> Lab:
-        made.append(Lab(subject, factory.mktemp("lab"), runtime, image))
+        made.append(Lab(subject, factory.mktemp("lab"), near_runtime, near_image))
         return made[-1]
 
     yield make
     for lab in made:
         lab.close()
+
+
+def _bring(file: Path, place: Path) -> Path:
+    """Have a file on the file system of the labs, as the files of a home are: jails get hard links."""
+    try:
+        place.hardlink_to(file)
+    except OSError:
+        shutil.copy2(file, place)
+    return place

@@ -36,7 +36,7 @@ VICTIMS = {"client": 2.0, "daemon": 2.0, "young daemon": 1.0, "vmm": 2.0, "young
 # Its output is long, and its last word tells a whole one from a cut one.
 WORK = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.1; done; head -c 300000 /dev/zero; echo done"
 
-pytestmark = pytest.mark.timeout(120 + 150 * ROUNDS)
+pytestmark = pytest.mark.timeout(120 + 300 * ROUNDS)
 
 
 @pytest.fixture

@@ -38,17 +38,20 @@ def test_kvm_is_proved_by_a_booted_guest(cli: Cli) -> None:
     first = _run(cli, "run", "--", "echo", "hi")
     took = time.monotonic() - began
     assert (first.returncode, first.stdout) == (0, b"hi\n")
-    verdict = json.loads(cli.home.memo.read_text())["kvm with qemu"]
+    verdict = json.loads(cli.home.memo.read_text()).get("kvm with qemu")
     accel = cli.json("status", "--json")["vmm"]["accel"]
-    assert (accel == "kvm") is verdict["works"]
     second = cli("run", "--", "true")
     assert (second.returncode, second.stderr) == (0, b"")  # said once
     if accel == "kvm":
-        assert verdict["reason"] == ""
+        assert verdict["works"]
         return
     assert took < 20 + 60  # the deadline, and a template on the software CPU
-    line = f"machines run on QEMU with the software CPU, several times slower: {verdict['reason']}"
+    line = "machines run on QEMU with the software CPU, several times slower: a guest"
     assert first.stderr.decode().count(line) == 1
+    if verdict is None:  # it did not hang, and the next daemon tries again
+        return
+    assert verdict["hangs"]
+    assert verdict["reason"] in first.stderr.decode()
 
     assert cli("down").returncode == 0
     began = time.monotonic()

@@ -57,10 +57,6 @@ class Host:
         """Have no KVM device any more."""
         self.device.unlink()
 
-    def forget(self) -> None:
-        """Forget what was found out about KVM."""
-        self.home.memo.unlink()
-
     def install(self, version: str = "1.16.1") -> None:
         """Have Firecracker installed."""
         install(release.folder(self.home.vmms), Script(version=version))
@@ -166,13 +162,31 @@ class TestAuto:
         await host.choose()
         assert host.tried == ["firecracker"]
 
-    async def test_no_luck_is_remembered_for_each(self, host: Host) -> None:
-        """A later daemon of the same host boot waits for no guest at all."""
+    async def test_what_hangs_is_remembered(self, host: Host) -> None:
+        """A later daemon of the same host boot does not wait for the deadline again."""
+        host.install()
+        host.hangs = True
+        assert await host.choose() == ("qemu", Accel.TCG)
+        host.hangs = False
+        assert await host.choose() == ("qemu", Accel.TCG)
+        assert host.tried == ["firecracker"]
+        assert host.said[0] == host.said[1]
+
+    async def test_no_luck_is_tried_again(self, host: Host) -> None:
+        """What kept a guest from starting may be gone when the next daemon starts; until then each reason is told."""
         host.install()
         assert await host.choose() == ("qemu", Accel.TCG)
-        assert await host.choose() == ("qemu", Accel.TCG)
         assert host.tried == ["firecracker", "qemu"]
-        assert host.said[0] == host.said[1]
+        assert host.said[0].count("a guest does not start on this host's KVM (no luck)") == 1
+        host.works = {"firecracker"}
+        assert await host.choose() == ("firecracker", Accel.KVM)
+
+    async def test_both_reasons_are_told(self, host: Host) -> None:
+        """Where neither VMM can have KVM, the line says why for each."""
+        host.install("1.10.0")
+        assert await host.choose() == ("qemu", Accel.TCG)
+        assert "is version 1.10.0" in host.said[0]
+        assert "(no luck)" in host.said[0]
 
 
 class TestSettings:
@@ -211,7 +225,6 @@ class TestSettings:
         host.install()
         with pytest.raises(SetupError, match="cannot be used: a guest does not start"):
             await host.choose("firecracker")
-        host.forget()
         host.works = {"firecracker"}
         assert await host.choose("firecracker") == ("firecracker", Accel.KVM)
         assert host.said == []

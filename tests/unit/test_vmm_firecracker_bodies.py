@@ -42,7 +42,7 @@ def everything(version: tuple[int, int, int]) -> Iterator[tuple[str, Put]]:
     for spec in (SPEC, WITH_WORKSPACE):
         for put in bodies.boot(spec, version):
             yield "put", put
-    for put in (bodies.serial(version), bodies.load(), bodies.create(), bodies.failing_create()):
+    for put in (bodies.serial(version), bodies.load(paused=True), bodies.create(), bodies.failing_create()):
         yield "put", put
     for word in ("Paused", "Resumed"):
         yield "patch", Put("/vm", bodies.state(word))
@@ -137,9 +137,10 @@ def test_only_a_workspace_can_be_written() -> None:
     assert drives["workspace"]["cache_type"] == "Writeback"
 
 
-def test_a_clone_waits_for_us() -> None:
-    """It is not resumed by the load, for its first bytes are to be ready when it wakes."""
-    assert bodies.load().body["resume_vm"] is False
+def test_a_clone_runs_at_once_or_waits() -> None:
+    """It is resumed by the load itself, unless it is to stand still."""
+    assert bodies.load(paused=True).body["resume_vm"] is False
+    assert bodies.load(paused=False).body["resume_vm"] is True
 
 
 def test_the_guests_kernel_is_told_what_it_must_know() -> None:

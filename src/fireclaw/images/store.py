@@ -6,6 +6,7 @@ Synchronous; the daemon calls it in a worker thread. Any number of processes and
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from fireclaw.errors import CorruptError, NotFoundError
@@ -85,7 +86,7 @@ class ImageStore:
         packages = self._recorded_packages()
         if packages is None:
             return None
-        key = runtime.key(packages, runtime.guest_sources())
+        key = _present_key(tuple(packages))
         return self._runtime(key, packages) if self._runtimes.has(key) else None
 
     def build_runtime(self, progress: Callable[[str], None]) -> Runtime:
@@ -246,6 +247,12 @@ class ImageStore:
     def _names(self) -> dict[str, dict[str, str]]:
         names: dict[str, dict[str, str]] = self._images.read(_NAMES) or {}
         return names
+
+
+@cache
+def _present_key(packages: tuple[Package, ...]) -> str:
+    """The key of the runtime made of these packages and the sources that this process runs on; each clone asks."""
+    return runtime.key(packages, runtime.guest_sources())
 
 
 def _records(folder: Path) -> dict[str, FileRecord]:

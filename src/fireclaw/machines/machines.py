@@ -172,10 +172,10 @@ class Machines:
     async def _start(
         self, purpose: Purpose, kind: Kind, snapshot: Snapshot, name: str | None, workspace: Path | None
     ) -> tuple[MachineRow, Vm]:
-        """Make a clone that stands still, out of a spare where there is one."""
+        """Make a clone, out of a spare where there is one; it stands still where it can be given its first bytes so."""
         if purpose is Purpose.RUN and workspace is None and (spare := self._spares.take(snapshot)) is not None:
             try:
-                await spare.vm.load(snapshot.memory)
+                await spare.vm.load(snapshot.memory, paused=self._family.named(spare.row.vmm).keeps_first_bytes)
                 return self._rows.assign(spare.row, purpose, time.time()), spare.vm
             except VmmError as error:  # it was killed while it waited: nothing of anybody's is lost
                 logger.warning("a spare could not be used: %s", error)
@@ -199,7 +199,8 @@ class Machines:
         )
         try:
             spec = self._register.spec(row, kind.runtime, kind.image, workspace)
-            return row, await self._family.named(row.vmm).clone(spec, snapshot.memory, paused=True)
+            vmm = self._family.named(row.vmm)
+            return row, await vmm.clone(spec, snapshot.memory, paused=vmm.keeps_first_bytes)
         except BaseException:
             await asyncio.shield(self._register.forget(row))
             raise

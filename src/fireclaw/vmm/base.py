@@ -7,7 +7,6 @@ layers above.
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import re
@@ -220,22 +219,20 @@ class Vmm(ABC):
         Args:
             spec: as the snapshot's source had it, apart from machine_id, folder, slot and the workspace's file.
             snapshot: what to start from; the caller keeps it open until this returns.
-            paused: leave it stopped until ``resume``. Open the channel and write the first bytes before that: where
-                the VMM can keep them, a guest that wakes with them at hand answers some 10 ms sooner.
+            paused: leave it stopped until ``resume``; see ``keeps_first_bytes``.
 
         Raises:
             SetupError: the VMM is not installed, or a file is missing.
             VmmError: the VMM did not start, or did not accept the state.
         """
         vm = await self.prepare(spec, snapshot)
-        await vm.load(snapshot)
-        try:
-            if not paused:
-                await vm.resume()
-        except BaseException:
-            await asyncio.shield(vm.shutdown())
-            raise
+        await vm.load(snapshot, paused=paused)
         return vm
+
+    @property
+    @abstractmethod
+    def keeps_first_bytes(self) -> bool:
+        """Whether the channel of a paused clone takes the first bytes: a guest that wakes with them answers sooner."""
 
     @property
     @abstractmethod
@@ -270,8 +267,8 @@ class Vm(ABC):
         self.spec = spec
 
     @abstractmethod
-    async def load(self, snapshot: MemorySnapshot) -> None:
-        """Give a process that was prepared its snapshot; the guest stands still. Errors as for ``Vmm.clone``."""
+    async def load(self, snapshot: MemorySnapshot, *, paused: bool = False) -> None:
+        """Give a process that was prepared its snapshot; the second half of ``Vmm.clone``."""
 
     @abstractmethod
     async def open_channel(self, *, timeout_s: float) -> socket.socket:

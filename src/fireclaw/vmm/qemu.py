@@ -136,6 +136,11 @@ class Qemu(Vmm):
         return vm
 
     @property
+    def keeps_first_bytes(self) -> bool:
+        """See ``Vmm.keeps_first_bytes``: they lie in the virtio port."""
+        return True
+
+    @property
     def keeps_spares(self) -> bool:
         """See ``Vmm.keeps_spares``: an idle one takes 30 MB."""
         return False
@@ -188,10 +193,12 @@ class QemuVm(Vm):
         async with self._or_gone():
             await self._greet()
 
-    async def load(self, snapshot: MemorySnapshot) -> None:
+    async def load(self, snapshot: MemorySnapshot, *, paused: bool = False) -> None:
         """See ``Vm.load``."""
         async with self._or_gone():
             await self._load(snapshot.state)
+            if not paused:
+                await self.resume()
 
     async def check(self) -> None:
         """See that an adopted one still has its guest; errors as for ``Vmm.adopt``."""

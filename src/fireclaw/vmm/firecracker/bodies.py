@@ -72,10 +72,10 @@ def boot(spec: VmSpec, version: Version) -> Iterator[Put]:
     yield Put("/actions", {"action_type": "InstanceStart"})
 
 
-def load() -> Put:
-    """From a fresh process, its console set, to a clone that stands still."""
+def load(*, paused: bool) -> Put:
+    """From a fresh process, its console set, to a clone that runs, or stands still."""
     memory = {"backend_type": "File", "backend_path": MEMORY}
-    return Put("/snapshot/load", {"snapshot_path": STATE, "mem_backend": memory, "resume_vm": False})
+    return Put("/snapshot/load", {"snapshot_path": STATE, "mem_backend": memory, "resume_vm": not paused})
 
 
 def create() -> Put:

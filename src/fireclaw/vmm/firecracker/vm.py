@@ -142,6 +142,11 @@ class Firecracker(Vmm):
         return vm
 
     @property
+    def keeps_first_bytes(self) -> bool:
+        """See ``Vmm.keeps_first_bytes``: a connection to a guest that stands still is reset when it wakes."""
+        return False
+
+    @property
     def keeps_spares(self) -> bool:
         """See ``Vmm.keeps_spares``: an idle one takes 5 MB, and a jail's making most of a clone's time."""
         return True
@@ -271,11 +276,11 @@ class FirecrackerVm(Vm):
         async with self._or_gone():
             await self._put(bodies.serial(await self._version()))
 
-    async def load(self, snapshot: MemorySnapshot) -> None:  # noqa: ARG002 - it lies in its place
+    async def load(self, snapshot: MemorySnapshot, *, paused: bool = False) -> None:  # noqa: ARG002 - it is in its place
         """See ``Vm.load``."""
         async with self._or_gone():
-            await self._put(bodies.load(), timeout_s=_START_S)
-            self._state = _State.LOADED
+            await self._put(bodies.load(paused=paused), timeout_s=_START_S)
+            self._state = _State.LOADED if paused else _State.RUNNING
 
     async def check(self) -> None:
         """See that an adopted one still has its guest; errors as for ``Vmm.adopt``."""
