@@ -15,7 +15,7 @@ import pytest
 from exec_rules import *  # noqa: F403 - the suite, over a clone
 from vm_accidents import *  # noqa: F403 - the suite
 from vm_fixtures import *  # noqa: F403 - the suite's
-from vm_fixtures import BOOT_S, CHANNEL_S, greet, running
+from vm_fixtures import BOOT_S, CHANNEL_S, running
 from vm_rules import *  # noqa: F403 - the suite
 from vm_subjects import Control, Fate, Lab, Need, Subject, doom_by_cmdline, make_memfd
 
@@ -24,7 +24,6 @@ from fireclaw.machines.channel import Channel
 from fireclaw.vmm.base import Accel, MemorySnapshot
 from fireclaw.vmm.qemu import Qemu
 from fireclaw.vmm.qmp import Qmp
-from fireclaw.wire.hello import new_magic
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,17 +99,6 @@ class TestQemu:
         async with running(lab, template) as clone:
             found = {path.name: path.stat().st_mode for path in _entries(clone.spec.folder)}
         assert {name: oct(mode) for name, mode in found.items()} == {"ch": "0o140600", "qmp": "0o140600"}
-
-    async def test_a_talkative_kernel_costs_no_file(self, lab: Lab) -> None:
-        """However much a kernel prints at its boot, the last part of it is kept, and no more than 64 KiB."""
-        noisy = ("loglevel=8", "ignore_loglevel", "debug", "initcall_debug", "dyndbg=+p")
-        vm = await lab.vmm.boot(replace(lab.spec(), cmdline=noisy))
-        await greet(vm, new_magic(), BOOT_S)
-        text = await vm.console(limit=100_000)
-        assert 32 * 1024 < len(text) <= 64 * 1024
-        assert await vm.console(limit=3) == "\n".join(text.split("\n")[-3:])
-        assert [path for path in _entries(vm.spec.folder) if path.is_file()] == []
-        await vm.shutdown()
 
     async def test_a_guest_that_ended_meanwhile_is_told(self, lab: Lab) -> None:
         """QEMU stays where its guest has ended, and says so to a later daemon, which removes it."""

@@ -81,7 +81,9 @@ async def test_what_was_synced_survives_a_killed_vmm(rooms: Rooms, drive: Path) 
     assert (await sh(machine.channel, "cd /workspace; echo safe > file; sync; (yes > noise &)"))[0] == 0
     (pid,) = rooms.gate.find_marked()
     os.kill(pid, signal.SIGKILL)
-    await machine.vm.wait()
+    async with asyncio.timeout(30):
+        while rooms.machines.all():  # noqa: ASYNC110 - rows are polled, as a client would
+            await asyncio.sleep(0.02)
     machine = await start(rooms, drive)
     assert await sh(machine.channel, "cat /workspace/file") == (0, b"safe\n", b"")
 
