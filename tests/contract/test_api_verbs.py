@@ -48,7 +48,7 @@ async def test_ps(office: Office) -> None:
     header, row = table.decode().splitlines()
     assert status == 0
     assert header.split() == ["ID", "NAME", "PURPOSE", "IMAGE", "STATE", "MEMORY", "VMM", "AGE"]
-    assert row.split()[:8] == ["0123456789ab", "worker", "named", "debian", "running", "256", "MiB", "tcg"]
+    assert row.split()[:8] == ["0123456789ab", "worker", "named", "debian", "running", "256", "MiB", "qemu/tcg"]
     assert [machine["name"] for machine in json.loads(listed)] == ["worker"]
 
 
