@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fireclaw.errors import ModelError
+from fireclaw.llm import embedded as embedded_module
 from fireclaw.llm import gateway as gateway_module
 from fireclaw.llm.catalogue import PackageSource
 from fireclaw.llm.chat import ChatMessage, ChatReply, ChatRequest, Finish, Role, Tool, Usage
 from fireclaw.llm.embedded import EmbeddedServer, Endpoint
 from fireclaw.llm.fetch import model_path
 from fireclaw.llm.gateway import Gateway, State
-from fireclaw.llm.provider import Provider
-from fireclaw.llm.repair import Unusable, judge
+from fireclaw.llm.providers.openai import OpenAIProvider
+from fireclaw.llm.repair import Unusable, call_schema, judge
 from fireclaw.llm.settings import ModelSettings
 from fireclaw.testing.scripted_model import Rule, call, scripted_entry, scripted_server
 
@@ -39,6 +40,7 @@ RULES = [
     Rule(call("run_command", command="uname -r"), user="kernel", results=0, tools=True),
     Rule("it is 6.12.48", user="kernel", results=1, last="6.12.48"),
     Rule('{"name": "run_command", "arguments": {"command": "id"}}', user="forced"),
+    Rule("thawed", user="on ice"),
     Rule("on and on and on, without an end. ", user="forever", endless=True),
     Rule(call("run_command", command=f"echo {list(range(60))}"), user="long call"),
 ]
@@ -98,8 +100,7 @@ def asking(text: str, *more: ChatMessage, **changes: Any) -> ChatRequest:
 
 def server_of(gateway: Gateway) -> EmbeddedServer:
     """The embedded server of a gateway."""
-    assert gateway._server
-    return gateway._server
+    return gateway._embedded.servers[gateway.model]
 
 
 async def busy_slots(gateway: Gateway) -> int:
@@ -181,9 +182,9 @@ async def test_a_warm_prompt_is_known_when_the_question_comes(models: tuple[Path
 async def test_the_server_holds_a_forced_reply_to_the_schema(models: tuple[Path, Entry]) -> None:
     """With a schema the model can only call a tool or respond: a script that says otherwise is overruled."""
     async with running(models) as gateway:
-        provider = await Provider.connect(await server_of(gateway).ensure(), local=True)
-        legal = await provider.complete("scripted", asking("forced"), force=True, timeout_s=30)
-        overruled = await provider.complete("scripted", asking("hello"), force=True, timeout_s=30)
+        provider = await OpenAIProvider.connect(await server_of(gateway).ensure(), local=True)
+        legal = await provider.complete("scripted", asking("forced"), schema=call_schema([RUN]), timeout_s=30)
+        overruled = await provider.complete("scripted", asking("hello"), schema=call_schema([RUN]), timeout_s=30)
         await provider.aclose()
     assert json.loads(legal.text) == {"name": "run_command", "arguments": {"command": "id"}}
     assert overruled.text.lstrip().startswith("{")
@@ -192,8 +193,8 @@ async def test_the_server_holds_a_forced_reply_to_the_schema(models: tuple[Path,
 async def test_a_call_that_was_cut_off_is_refused(models: tuple[Path, Entry]) -> None:
     """llama.cpp sends half the JSON of a call that met the token limit; nothing is made of it."""
     async with running(models) as gateway:
-        provider = await Provider.connect(await server_of(gateway).ensure(), local=True)
-        raw = await provider.complete("scripted", asking("long call", max_tokens=20), force=False, timeout_s=30)
+        provider = await OpenAIProvider.connect(await server_of(gateway).ensure(), local=True)
+        raw = await provider.complete("scripted", asking("long call", max_tokens=20), schema=None, timeout_s=30)
         await provider.aclose()
     assert raw.calls[0].name == "run_command"
     assert raw.calls[0].arguments.startswith('{"command": "echo')
@@ -233,20 +234,40 @@ async def test_a_cancelled_call_frees_its_slot(models: tuple[Path, Entry]) -> No
     assert ledger.events[1][1]["error.type"] == "cancelled"
 
 
-async def test_a_killed_server_fails_its_calls_and_comes_back(models: tuple[Path, Entry]) -> None:
-    """A call in flight fails at once with a reason; the next one finds a new server."""
-    async with running(models) as gateway:
+async def test_a_call_whose_server_was_killed_is_made_once_more(models: tuple[Path, Entry]) -> None:
+    """A call in flight goes on with a new server; when that dies as well it fails with a reason, and the next works."""
+    ledger = Ledger()
+    async with running(models, ledger=ledger) as gateway:
         task = asyncio.create_task(gateway.chat(asking("forever", max_tokens=10000)), name="forever")
-        await until_busy(gateway, 1)
-        pid = server_of(gateway).pid
-        assert pid
-        os.kill(pid, signal.SIGKILL)
+        pids = []
+        for _ in range(2):
+            await until_busy(gateway, 1)
+            pid = server_of(gateway).pid
+            assert pid
+            pids.append(pid)
+            os.kill(pid, signal.SIGKILL)
         with pytest.raises(ModelError, match="the model server at") as caught:
             await task
         assert caught.value.kind == "unreachable"
         assert gateway.state == "failed"
         assert (await gateway.chat(asking("hello"))).text == "hello there"
         assert gateway.state == "ready"
+        assert len({*pids, server_of(gateway).pid}) == 3
+    assert ledger.types.count("model.call.failed") == 2
+
+
+async def test_a_server_that_hangs_under_a_call_is_replaced(
+    models: tuple[Path, Entry], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stopped answering is ended in the middle of the call, which goes on with a new one."""
+    monkeypatch.setattr(embedded_module, "_WATCH_S", 0.05)
+    monkeypatch.setattr(embedded_module, "_HEALTH_TIMEOUT_S", 2.0)
+    async with running(models) as gateway:
+        pid = server_of(gateway).pid
+        assert pid
+        task = asyncio.create_task(gateway.chat(asking("on ice")), name="on ice")
+        os.kill(pid, signal.SIGSTOP)
+        assert (await task).text == "thawed"
         assert server_of(gateway).pid != pid
 
 
@@ -279,9 +300,9 @@ async def test_the_key_stands_in_no_argv_and_no_environment(models: tuple[Path, 
         process = Path(f"/proc/{server_of(gateway).pid}")
         for name in ("cmdline", "environ"):
             assert endpoint.api_key.encode() not in (process / name).read_bytes()
-        provider = await Provider.connect(replace(endpoint, api_key="wrong"), local=True)
+        provider = await OpenAIProvider.connect(replace(endpoint, api_key="wrong"), local=True)
         with pytest.raises(ModelError, match="refuses the key") as caught:
-            await provider.complete("scripted", asking("hello"), force=False, timeout_s=30)
+            await provider.complete("scripted", asking("hello"), schema=None, timeout_s=30)
         await provider.aclose()
         assert caught.value.kind == "refused"
 
@@ -296,8 +317,8 @@ async def test_the_server_ends_with_its_parents_end_of_the_pipe(models: tuple[Pa
         assert process.stdin
         process.stdin.close()
         assert await asyncio.wait_for(process.wait(), 10) == 0
-        with pytest.raises(ModelError):
-            await task
+        task.cancel()  # it is being made once more
+        await asyncio.wait([task])
 
 
 async def test_no_proxy_stands_between_us_and_our_own_server(
@@ -367,6 +388,7 @@ async def test_any_compatible_server_does_by_one_setting(tmp_path: Path) -> None
     """With only a base URL (and the key it wants) the server's first model is used."""
     async with scripted_server(tmp_path, RULES) as endpoint:
         key = tmp_path / "key"
+        key.touch(0o600)
         key.write_text(endpoint.api_key + "\n")
         settings = ModelSettings(base_url=endpoint.base_url, api_key_file=key)
         gateway = Gateway(settings, Ledger().record, models=tmp_path)
@@ -560,7 +582,7 @@ async def test_a_key_file_that_cannot_be_read_is_named(liar: Liar, tmp_path: Pat
     settings = ModelSettings(base_url=liar.endpoint.base_url, model="m", api_key_file=tmp_path / "none")
     gateway = Gateway(settings, Ledger().record, models=tmp_path)
     await gateway.start()
-    assert "cannot read the model server's key" in gateway.detail
-    with pytest.raises(ModelError, match="No such file"):
+    assert "there is no key in" in gateway.detail
+    with pytest.raises(ModelError, match="umask 077"):
         await gateway.chat(asking("hello"))
     await gateway.aclose()

@@ -7,9 +7,19 @@ import re
 import pytest
 
 from fireclaw.errors import NotFoundError
-from fireclaw.llm.catalogue import PackageSource, ToolSupport, UrlSource, entries, find, pick_default
+from fireclaw.llm.catalogue import (
+    PackageSource,
+    ToolSupport,
+    UrlSource,
+    entries,
+    find,
+    find_seed,
+    pick_default,
+    seeds,
+)
 from fireclaw.llm.chat import Role, Tool
 from fireclaw.llm.fewshot import few_shot_messages
+from fireclaw.llm.names import ModelName, ProviderKind, parse
 
 GIB = 1 << 30
 RUN = Tool("run_command", "Run a command.", {"type": "object"})
@@ -83,3 +93,42 @@ def test_examples_use_only_offered_tools() -> None:
     roles = {message.role for message in few_shot_messages([])}
     assert roles == {Role.USER, Role.ASSISTANT}
     assert not any(message.tool_calls for message in few_shot_messages([]))
+
+
+def test_the_seeds_are_the_five_with_what_they_make_of_tools() -> None:
+    """One writes calls as text, two need the schema; a tag does not matter, another family does."""
+    assert {seed.name: seed.tools.value for seed in seeds()} == {
+        "qwen2.5": "native",
+        "qwen2.5-coder": "schema",
+        "llama3.1": "native",
+        "gemma3": "schema",
+        "phi4-mini": "rescue",
+    }
+    assert all(seed.licence and seed.title and seed.note and seed.context >= 32768 for seed in seeds())
+    coder = find_seed("qwen2.5-coder:7b")
+    assert coder is not None
+    assert coder.name == "qwen2.5-coder"
+    assert find_seed("qwen2.5vl") is None
+
+
+def test_each_kind_of_support_has_words() -> None:
+    """A list of models can tell them apart."""
+    assert len({support.words for support in ToolSupport}) == len(ToolSupport)
+
+
+@pytest.mark.parametrize(
+    ("text", "provider", "model"),
+    [
+        ("qwen2.5:7b", None, "qwen2.5:7b"),
+        ("ollama:qwen2.5:7b", ProviderKind.OLLAMA, "qwen2.5:7b"),
+        ("anthropic:claude-x", ProviderKind.ANTHROPIC, "claude-x"),
+        ("embedded", ProviderKind.EMBEDDED, ""),
+        ("openai:", ProviderKind.OPENAI, ""),
+        ("hf.co/some/model:Q4", None, "hf.co/some/model:Q4"),
+        ("", None, ""),
+    ],
+)
+def test_a_name_may_carry_its_provider(text: str, provider: ProviderKind | None, model: str) -> None:
+    """Only the four words before the first colon are providers."""
+    assert parse(text) == ModelName(provider, model)
+    assert str(parse(text)) == text.removesuffix(":")

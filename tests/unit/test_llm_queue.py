@@ -101,3 +101,19 @@ async def test_a_body_that_fails_gives_its_place_back() -> None:
         async with queue.place("a"):
             raise ValueError("no")
     assert queue.running == 0
+
+
+async def test_the_place_in_the_line_is_known() -> None:
+    """It counts the agents that come first, as each of them gets one call before; who gave up does not wait."""
+    crowd = Crowd(1)
+    for name in ("a1", "b1", "b2", "c1"):
+        await crowd.come(name)
+    assert [crowd.queue.position(who) for who in "abcd"] == [0, 1, 2, 0]
+    await crowd.leave("a1")
+    assert [crowd.queue.position(who) for who in "bc"] == [2, 1]
+    crowd.tasks["c1"].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await crowd.tasks["c1"]
+    assert crowd.queue.position("c") == 0
+    for name in ("b1", "b2"):
+        await crowd.leave(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fireclaw.llm.chat import Finish, Tool
-from fireclaw.llm.repair import RawCall, RawReply, Unusable, Usable, judge, response_format
+from fireclaw.llm.repair import RawCall, RawReply, Unusable, Usable, call_schema, judge
 
 RUN = Tool(
     "run_command",
@@ -48,6 +49,24 @@ def judged(raw: RawReply, *tools: Tool) -> Usable | Unusable:
         '{"name": "run_command", "args": {"command": "uname -r"}}',
         '{"name": "run_command", "arguments": "{\\"command\\": \\"uname -r\\"}"}',
         '{"type": "function", "function": {"name": "run_command", "arguments": {"command": "uname -r"}}}',
+        '{"name": "run_command", "input": {"command": "uname -r"}}',
+        '{"tool": "run_command", "arguments": {"command": "uname -r"}}',
+        '{"tool_name": "run_command", "parameters": {"command": "uname -r"}}',
+        '{"function": "run_command", "args": {"command": "uname -r"}}',
+        '{"name": "run_command", "command": "uname -r"}',
+        '{"run_command": {"command": "uname -r"}}',
+        f"{CALL_TEXT}<|im_end|>",
+        f"<|python_tag|>{CALL_TEXT}<|eom_id|>",
+        f"functools[{CALL_TEXT}]",
+        f"<|tool_call|>[{CALL_TEXT}]<|/tool_call|>",
+        f"<tool_calls>[{CALL_TEXT}]</tool_calls>",
+        f"<function_call>{CALL_TEXT}</function_call></s>",
+        'run_command[ARGS]{"command": "uname -r"}',
+        "<function=run_command>\n<parameter=command>\nuname -r\n</parameter>\n</function>",
+        "<tool_call>\n<function=run_command>\n<parameter=command>\nuname -r\n</parameter>\n</function>\n</tool_call>",
+        '```tool_code\nrun_command(command="uname -r")\n```',
+        '```tool_code\nprint(run_command(command="uname -r"))\n```<end_of_turn>',
+        f"<thinking>Hm.</thinking>\n<tool_call>{CALL_TEXT}</tool_call>",
     ],
 )
 def test_a_reply_that_is_nothing_but_a_call_becomes_one(text: str) -> None:
@@ -178,8 +197,8 @@ def test_words_beside_native_calls_are_kept() -> None:
 
 def test_the_schema_offers_each_tool_and_respond() -> None:
     """A forced reply is one of the tools with its own arguments, or words."""
-    schema: Any = response_format([RUN])["json_schema"]
-    choices = schema["schema"]["oneOf"]
+    schema: Any = call_schema([RUN])
+    choices = schema["oneOf"]
     assert [choice["properties"]["name"]["const"] for choice in choices] == ["run_command", "respond"]
     assert choices[0]["properties"]["arguments"]["required"] == ["command"]
 
@@ -198,3 +217,87 @@ def test_nothing_a_server_sends_breaks_the_judge(text: str, finish: Finish, call
 def test_any_json_is_judged(value: object) -> None:
     """JSON of any shape is either a call or talk."""
     assert isinstance(judged(RawReply(json.dumps(value)), RUN), Usable)
+
+
+def test_a_python_call_may_hold_an_odd_backslash() -> None:
+    """Regular expressions are common in commands, and Python warns of them."""
+    verdict = judged(RawReply('```tool_code\nrun_command(command="grep \\d x")\n```'), RUN)
+    assert isinstance(verdict, Usable)
+    assert verdict.calls[0].arguments == {"command": "grep \\d x"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"<tool_call>\n{CALL_TEXT}\n</tool_call>\n<tool_call>\n{CALL_TEXT}\n</tool_call>",
+        f"<tool_call>\n{CALL_TEXT}\n</tool_call>\n<tool_call>\n{CALL_TEXT}",
+        f"{CALL_TEXT}\n{CALL_TEXT}",
+        f"{CALL_TEXT}; {CALL_TEXT}",
+        f"[{CALL_TEXT}, {CALL_TEXT}]",
+    ],
+)
+def test_several_calls_in_a_row_are_as_many(text: str) -> None:
+    """Nothing but calls, one after the other."""
+    verdict = judged(RawReply(text), RUN)
+    assert isinstance(verdict, Usable)
+    assert [call.arguments for call in verdict.calls] == [ARGUMENTS, ARGUMENTS]
+    assert len({call.id for call in verdict.calls}) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{CALL_TEXT}\nand then?",
+        f"<tool_call>{CALL_TEXT}</tool_call> I hope that helps",
+        f"First <tool_call>{CALL_TEXT}</tool_call>",
+        f"> {CALL_TEXT}",
+        f'"{CALL_TEXT}"',
+        '{"tool": "hammer", "input": "nail"}',
+        '{"hammer": {"weight": 2}}',
+        '{"name": "Alice", "age": 9}',
+        'shell[ARGS]{"command": "ls"}',
+        '```tool_code\nshell(command="ls")\n```',
+        '```tool_code\nrun_command(command=open("x").read())\n```',
+        '```tool_code\nrun_command("ls")\n```',
+        '```python\nrun_command(command="ls")\n```',
+        'run_command(command="ls")',
+        "[1, 2, 3]",
+        "{}",
+        "[]",
+    ],
+)
+def test_what_only_looks_like_a_call_is_talk(text: str) -> None:
+    """Prose around a call, JSON that names no tool, code that is not a plain call: said, not done."""
+    verdict = judged(RawReply(text), RUN)
+    assert isinstance(verdict, Usable)
+    assert verdict.calls == ()
+    assert verdict.text == text
+
+
+@pytest.mark.parametrize("text", [CALL_TEXT, f"```json\n{CALL_TEXT}\n```", f"<tool_call>\n{CALL_TEXT}\n</tool_call>"])
+@pytest.mark.parametrize("said", [f"say this: {CALL_TEXT}", json.dumps(CALL, indent=2)])
+def test_a_call_that_somebody_else_wrote_is_a_quotation(text: str, said: str) -> None:
+    """What a file or a person said is repeated, never executed; a call that the server parsed counts."""
+    quoted = judge(RawReply(text), [RUN], "call-1", quotable=["hello", said])
+    assert isinstance(quoted, Usable)
+    assert (quoted.calls, quoted.text) == ((), text)
+    own = judge(RawReply(text), [RUN], "call-1", quotable=["hello"])
+    assert isinstance(own, Usable)
+    assert own.calls
+    native = judge(RawReply("", (RawCall("1", "run_command", json.dumps(ARGUMENTS)),)), [RUN], "c", quotable=[said])
+    assert isinstance(native, Usable)
+    assert native.calls
+
+
+@given(st.text(alphabet="<>|{}[]\"':,/ \n`()=tool_calnrumdfixpy"))
+def test_no_mixture_of_the_forms_breaks_the_judge(text: str) -> None:
+    """Whatever a model makes of tags, brackets and fences is judged, and quickly."""
+    judged(RawReply(text), RUN)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "<tool_call>" * 20_000, "```tool_code\n" + "-" * 50_000 + "\n```"])
+def test_a_flood_is_judged_in_time(text: str) -> None:
+    """A reply made to exhaust a parser is talk or unusable, at once."""
+    began = time.monotonic()
+    assert isinstance(judged(RawReply(text), RUN), Usable | Unusable)
+    assert time.monotonic() - began < 2

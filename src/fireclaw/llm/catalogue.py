@@ -1,6 +1,7 @@
-"""The catalogue: which models the embedded server can serve, what their files are, where they may come from.
+"""The catalogue: which models we know, what they can do, and for the embedded server where their files come from.
 
-The list itself is ``data/models.toml``. ``fetch.py`` gets the bytes, ``embedded.py`` serves them.
+The list itself is ``data/models.toml``. ``fetch.py`` gets the bytes, ``embedded.py`` serves them. A *seed* is a model
+that Ollama fetches by its name; of these we know only how they take to tools.
 """
 
 from __future__ import annotations
@@ -23,10 +24,25 @@ _SCRATCH_BYTES = 400 << 20
 
 
 class ToolSupport(StrEnum):
-    """How well a model can use tools."""
+    """How a model uses tools."""
 
-    NATIVE = "native"
-    NONE = "none"
+    NATIVE = "native"  # it is given tools, and its server parses the calls
+    RESCUE = "rescue"  # the same, but it often writes calls as text, which we read (``repair.py``)
+    SCHEMA = "schema"  # tools are told in words, and its reply is held to a JSON schema (``words.py``)
+    NONE = "none"  # it can only talk
+
+    @property
+    def words(self) -> str:
+        """For people: whether it can use tools, and how."""
+        return _TOOL_WORDS[self]
+
+
+_TOOL_WORDS = {
+    ToolSupport.NATIVE: "yes",
+    ToolSupport.RESCUE: "yes, as text",
+    ToolSupport.SCHEMA: "yes, by schema",
+    ToolSupport.NONE: "no",
+}
 
 
 @dataclass(frozen=True)
@@ -99,11 +115,43 @@ class Entry:
         return self.size + self.kv_bytes * context + _SCRATCH_BYTES
 
 
+@dataclass(frozen=True)
+class Seed:
+    """A model that Ollama can fetch.
+
+    Attributes:
+        name: what Ollama calls it, without a tag.
+        title: its makers and sizes.
+        licence: an SPDX name, or what its makers call it.
+        context: the longest context it was trained for, tokens.
+        tools: how it uses tools.
+        note: what a person should know before choosing it.
+    """
+
+    name: str
+    title: str
+    licence: str
+    context: int
+    tools: ToolSupport
+    note: str
+
+
+@cache
+def seeds() -> tuple[Seed, ...]:
+    """The models for Ollama, best first."""
+    return tuple(Seed(**row | {"tools": ToolSupport(row["tools"])}) for row in _table()["seed"])
+
+
+def find_seed(name: str) -> Seed | None:
+    """The seed that an Ollama's name, with its tag, stands for."""
+    family = name.partition(":")[0]
+    return next((seed for seed in seeds() if seed.name == family), None)
+
+
 @cache
 def entries() -> tuple[Entry, ...]:
     """All models of the catalogue, in the order of the file."""
-    table = tomllib.loads((_DATA / "models.toml").read_text("utf-8"))
-    return tuple(_entry(row) for row in table["model"])
+    return tuple(_entry(row) for row in _table()["model"])
 
 
 def find(name: str) -> Entry:
@@ -122,6 +170,11 @@ def pick_default(cores: int, memory_bytes: int) -> Entry:
     """The model that suits a host: 0.5B under four cores or 6 GB of memory, else 1.5B."""
     small = cores < _SMALL_CORES or memory_bytes < _SMALL_MEMORY
     return find("qwen2.5-coder-0.5b" if small else "qwen2.5-coder-1.5b")
+
+
+@cache
+def _table() -> dict[str, Any]:
+    return tomllib.loads((_DATA / "models.toml").read_text("utf-8"))
 
 
 def _entry(row: dict[str, Any]) -> Entry:

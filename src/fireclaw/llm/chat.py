@@ -1,6 +1,6 @@
 """What goes to a model and what comes back: frozen values, the same for every provider.
 
-The agents room builds a ``ChatRequest`` and reads a ``ChatReply``; only ``provider.py`` knows how a server spells them.
+The agents room builds a ``ChatRequest`` and reads a ``ChatReply``; only ``providers/`` knows how a server spells them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fireclaw.llm.budget import Budget
 
 JsonObject = Mapping[str, object]
 """A decoded JSON object; not to be changed."""
@@ -85,20 +89,23 @@ class Usage:
     """Tokens of one call.
 
     Attributes:
-        input_tokens: of the prompt, those from the cache included.
-        cached_tokens: of the prompt, read from the cache.
+        input_tokens: of the prompt, all of them.
+        cached_tokens: of these, read from a cache.
         output_tokens: written by the model.
+        written_tokens: of the prompt's, written to a cache, where that costs extra.
     """
 
     input_tokens: int = 0
     cached_tokens: int = 0
     output_tokens: int = 0
+    written_tokens: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.input_tokens + other.input_tokens,
             self.cached_tokens + other.cached_tokens,
             self.output_tokens + other.output_tokens,
+            self.written_tokens + other.written_tokens,
         )
 
 
@@ -115,6 +122,9 @@ class ChatRequest:
         tools: what the model may use.
         max_tokens: upper limit of the reply.
         temperature: 0 repeats itself, 1 varies.
+        model: which model, e.g. ``ollama:qwen2.5``; empty: the one that serves all agents without a wish.
+        person: the nick of the person for whom the agent works now, for the bill; empty: nobody.
+        budget: what the agent may spend a day; None: no limit.
     """
 
     agent: str
@@ -125,6 +135,9 @@ class ChatRequest:
     tools: tuple[Tool, ...] = ()
     max_tokens: int = 512
     temperature: float = 0.2
+    model: str = ""
+    person: str = ""
+    budget: Budget | None = None
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,17 @@ import json
 import secrets
 import signal
 import sys
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
-from urllib.parse import urlsplit
 
 from fireclaw.errors import ModelError, SetupError
 from fireclaw.llm.memory import available_memory
+from fireclaw.llm.probe import answers
 from fireclaw.llm.server import ServerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from fireclaw.llm.catalogue import Entry
@@ -34,6 +34,7 @@ ARGV: Final = (sys.executable, "-m", "fireclaw.llm.server")
 _LOAD_TIMEOUT_S = 300.0
 _HEALTH_TIMEOUT_S = 30.0  # it answers in milliseconds, but the host may be very busy, and a server ended is work lost
 _LEAVE_TIMEOUT_S = 2.0
+_WATCH_S = 10.0  # between two looks at it while it works
 
 
 class ServerProcess(Protocol):
@@ -57,10 +58,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where an OpenAI-compatible server listens.
+    """Where a model server listens.
 
     Attributes:
-        base_url: up to and with ``/v1``.
+        base_url: its address; of an OpenAI-compatible one up to and with ``/v1``.
         api_key: its key, or an empty string.
     """
 
@@ -121,6 +122,26 @@ class EmbeddedServer:
             self._check_memory()
             return await self._launch()
 
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """End the server if it stops answering during the body: a call that it works on then fails, and can be retried.
+
+        A server that hangs keeps its connections open, so that a call alone would see it only at its time limit.
+        """
+        watching = asyncio.create_task(self._watch(), name="watch the model server")
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            async with self._lock:
+                if self._endpoint and not await self._healthy(self._endpoint):
+                    await self._end()
+
     async def aclose(self) -> None:
         """End the server."""
         async with self._lock:
@@ -161,12 +182,7 @@ class EmbeddedServer:
     async def _healthy(self, endpoint: Endpoint) -> bool:
         if self._process is None or self._process.returncode is not None:
             return False
-        port = urlsplit(endpoint.base_url).port
-        assert port
-        try:
-            return await asyncio.wait_for(_ask_health(port), _HEALTH_TIMEOUT_S)
-        except (OSError, TimeoutError):
-            return False
+        return await answers(endpoint.base_url.removesuffix("/v1"), "/health", seconds=_HEALTH_TIMEOUT_S)
 
     async def _end(self) -> int:
         """Close the life line, wait, kill, reap; return the exit status."""
@@ -192,15 +208,6 @@ async def _introduce(process: ServerProcess, settings: ServerSettings) -> dict[s
         await process.stdin.drain()
     line = await process.stdout.readline()
     return dict(json.loads(line)) if line else {}
-
-
-async def _ask_health(port: int) -> bool:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        return b" 200 " in await reader.readline()
-    finally:
-        writer.close()
 
 
 def _end_of_process(status: int) -> str:

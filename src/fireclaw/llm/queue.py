@@ -33,6 +33,13 @@ class FairQueue:
         """How many wait."""
         return sum(len(line) for line in self._waiting.values())
 
+    def position(self, who: str) -> int:
+        """The place in the line of an agent's first waiting call: 1 is the next one to be let in, 0 is none waits."""
+        for place, (other, line) in enumerate(self._waiting.items(), 1):
+            if other == who and not all(granted.cancelled() for granted in line):
+                return place
+        return 0
+
     @asynccontextmanager
     async def place(self, who: str) -> AsyncIterator[None]:
         """Wait for a place, hold it in the body."""

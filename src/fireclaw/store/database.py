@@ -13,14 +13,22 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from fireclaw.errors import ConfigError, CorruptError, SetupError
-from fireclaw.store import agents, hosts, ledger, machines
+from fireclaw.store import agents, handoffs, hosts, ledger, machines, memory, spending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 VERSION: Final = 2
-SCHEMAS: Final = (hosts.SCHEMA, machines.SCHEMA, agents.SCHEMA, ledger.SCHEMA)
+SCHEMAS: Final = (
+    hosts.SCHEMA,
+    machines.SCHEMA,
+    agents.SCHEMA,
+    memory.SCHEMA,
+    handoffs.SCHEMA,
+    ledger.SCHEMA,
+    spending.SCHEMA,
+)
 
 _VERSION_SCHEMA = "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL);"
 # Primary result codes (sqlite.org/rescode.html) that are the host's fault, not a mistake in a statement.

@@ -1,17 +1,24 @@
-"""An OpenAI-compatible server, by the official client: our values out, its values in, its errors in our words."""
+"""An OpenAI-compatible server, by the official client. llama.cpp, our embedded one too, is such a server."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-import os
 import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from fireclaw.errors import ModelError
-from fireclaw.llm.chat import ChatMessage, ChatRequest, Finish, Role, Tool, Usage
-from fireclaw.llm.repair import RawCall, RawReply, response_format
+from fireclaw.llm.chat import ChatMessage, ChatRequest, Finish, JsonObject, Role, Tool, Usage
+from fireclaw.llm.providers.base import (
+    LIST_TIMEOUT_S,
+    load_library,
+    no_answer,
+    no_reply,
+    not_json,
+    server_words,
+    unreachable,
+)
+from fireclaw.llm.repair import RawCall, RawReply
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -22,33 +29,40 @@ if TYPE_CHECKING:
 
     from fireclaw.llm.embedded import Endpoint
 
-_LIST_TIMEOUT_S: Final = 10.0
-_CONTEXT_CODES = ("exceed_context_size_error", "context_length_exceeded")
-_WHOLE = ("stop", "tool_calls", "function_call")  # why a reply ended, if not because it was cut off
-_OVERLOADED = (429, 502, 503, 529)
+_CONTEXT_CODES: Final = ("exceed_context_size_error", "context_length_exceeded")
+_WHOLE: Final = ("stop", "tool_calls", "function_call")  # why a reply ended, if not because it was cut off
+_OVERLOADED: Final = (429, 502, 503, 529)
 # llama.cpp: the model wrote what its own tool grammar or parser does not allow
-_PARSER_COMPLAINT = re.compile(r"does not match the expected|Failed to parse|type_error\.316")
+_PARSER_COMPLAINT: Final = re.compile(r"does not match the expected|Failed to parse|type_error\.316")
 
 
-class Provider:
-    """One server. Made by ``connect``; ``aclose`` when done."""
+class OpenAIProvider:
+    """One server; see ``base.Provider``.
 
-    def __init__(self, library: ModuleType, client: openai.AsyncOpenAI, endpoint: Endpoint) -> None:
-        self._library = library
+    Args:
+        libraries: ``openai``, and ``httpx2``, whose errors it lets through in the middle of a stream.
+        client: its client.
+        endpoint: where the server is.
+    """
+
+    def __init__(
+        self, libraries: tuple[ModuleType, ModuleType], client: openai.AsyncOpenAI, endpoint: Endpoint
+    ) -> None:
+        self._library, self._http = libraries
         self._client = client
         self._where = endpoint.base_url
         self._key = endpoint.api_key
 
     @classmethod
-    async def connect(cls, endpoint: Endpoint, *, local: bool) -> Provider:
+    async def connect(cls, endpoint: Endpoint, *, local: bool) -> OpenAIProvider:
         """Make the client; nothing is sent yet.
 
         Args:
             endpoint: the server.
             local: it is our own on the loopback, so that no proxy of the environment may stand in between.
         """
-        # The library takes about a second to import: not on the event loop, and not before it is needed.
-        library = await asyncio.to_thread(importlib.import_module, "openai")
+        library = await load_library("openai")
+        http = await load_library("httpx2")
         client = library.AsyncOpenAI(
             base_url=endpoint.base_url,
             api_key=endpoint.api_key or "none",  # never None: it would take OPENAI_API_KEY from the environment
@@ -57,46 +71,37 @@ class Provider:
             http_client=library.DefaultAsyncHttpxClient(trust_env=not local),
         )
         client.organization = client.project = None  # nor these
-        return cls(library, client, endpoint)
+        return cls((library, http), client, endpoint)
 
     async def aclose(self) -> None:
         """Close the connections."""
         await self._client.close()
 
-    async def first_model(self) -> str:
-        """The name of the first model that the server offers.
+    async def names(self) -> list[str]:
+        """The names of the models that the server offers.
 
         Raises:
-            ModelError: it does not answer, or offers none.
+            ModelError: it does not answer.
         """
         try:
-            async with asyncio.timeout(_LIST_TIMEOUT_S):
+            async with asyncio.timeout(LIST_TIMEOUT_S):
                 page = await self._client.models.list()
         except TimeoutError as error:
-            raise self._timeout(_LIST_TIMEOUT_S) from error
+            raise no_answer(self._where, LIST_TIMEOUT_S) from error
         except self._library.APIError as error:
             raise self._explain(error) from error
-        if not page.data:
-            raise ModelError(f"the model server at {self._where} offers no model", kind="refused")
-        return page.data[0].id
+        except ValueError as error:
+            raise not_json(self._where) from error
+        return [model.id for model in page.data or ()]
 
-    async def complete(self, model: str, request: ChatRequest, *, force: bool, timeout_s: float) -> RawReply:
-        """Ask once.
-
-        Args:
-            model: the model's name on this server.
-            request: what to ask.
-            force: let the server hold the reply to the JSON schema of a call (or ``respond``).
-            timeout_s: seconds for all of it.
+    async def complete(
+        self, model: str, request: ChatRequest, *, schema: JsonObject | None, timeout_s: float
+    ) -> RawReply:
+        """Ask once; see ``base.Provider``.
 
         Raises:
             ModelError: with the kind that says how it failed.
         """
-        parameters: dict[str, Any] = {}
-        if request.tools:
-            parameters["tools"] = [_tool(tool) for tool in request.tools]
-        if request.tools and force:
-            parameters |= {"tool_choice": "none", "response_format": response_format(request.tools)}
         try:
             async with asyncio.timeout(timeout_s):
                 # Streamed, although only the whole is of use: a server that writes notices at once that nobody listens
@@ -108,15 +113,17 @@ class Provider:
                     temperature=request.temperature,
                     stream=True,
                     stream_options={"include_usage": True},
-                    **parameters,
+                    **_choices(request.tools, schema),
                 )
                 return await self._collect(chunks)
         except TimeoutError as error:
-            raise self._timeout(timeout_s) from error
+            raise no_answer(self._where, timeout_s) from error
         except self._library.APIError as error:
             raise self._explain(error) from error
+        except self._http.HTTPError as error:
+            raise unreachable(self._where, error) from error
         except ValueError as error:
-            raise ModelError(f"the model server at {self._where} sent what is no JSON", kind="bad-output") from error
+            raise not_json(self._where) from error
 
     async def _collect(self, chunks: openai.AsyncStream[ChatCompletionChunk]) -> RawReply:
         reply = _Collector()
@@ -124,21 +131,18 @@ class Provider:
             async for chunk in chunks:
                 reply.add(chunk)
         if not reply.has_begun:
-            raise ModelError(f"the model server at {self._where} sent no reply in its answer", kind="bad-output")
+            raise no_reply(self._where)
         return reply.done()
-
-    def _timeout(self, seconds: float) -> ModelError:
-        return ModelError(f"the model server at {self._where} did not answer within {seconds:.0f} s", kind="timeout")
 
     def _explain(self, error: openai.APIError) -> ModelError:
         library = self._library
         where = f"the model server at {self._where}"
         if isinstance(error, library.APIConnectionError):
-            return ModelError(
-                f"{where} does not answer: {_root_reason(error)}", hint="is it running?", kind="unreachable"
-            )
+            return unreachable(self._where, error)
         status = error.status_code if isinstance(error, library.APIStatusError) else 0
-        reason = self._server_reason(error)
+        body = error.body
+        message = (body.get("message") if isinstance(body, dict) else None) or error.message
+        reason = server_words(str(message), self._key)
         if status in (401, 403):
             return ModelError(f"{where} refuses the key: {reason}", hint="check model.api_key_file", kind="refused")
         if any(code in f"{error.type} {error.code}" for code in _CONTEXT_CODES):
@@ -149,13 +153,18 @@ class Provider:
             return ModelError(f"the model wrote what {where} cannot read: {reason}", kind="bad-output")
         return ModelError(f"{where} refuses the request: {reason}", kind="refused")
 
-    def _server_reason(self, error: openai.APIError) -> str:
-        """The server's own words, on one line; people read them, and some servers quote the key in them."""
-        body = error.body
-        message = str((body.get("message") if isinstance(body, dict) else None) or error.message)
-        if self._key:
-            message = message.replace(self._key, "[key]")
-        return " ".join(message.split())[:300]
+
+def _choices(tools: tuple[Tool, ...], schema: JsonObject | None) -> dict[str, Any]:
+    """What the model may do, as parameters of the request."""
+    parameters: dict[str, Any] = {}
+    if tools:
+        parameters["tools"] = [_tool(tool) for tool in tools]
+    if schema is not None:
+        form = {"name": "call_or_respond", "strict": True, "schema": schema}
+        parameters["response_format"] = {"type": "json_schema", "json_schema": form}
+        if tools:
+            parameters["tool_choice"] = "none"  # the server's own parser and grammar would stand in the way
+    return parameters
 
 
 def _message(message: ChatMessage) -> dict[str, object]:
@@ -214,17 +223,3 @@ class _Collector:
     def done(self) -> RawReply:
         calls = tuple(call for _, call in sorted(self._calls.items()))
         return RawReply("".join(self._text), calls, self._finish, self._usage, self._model)
-
-
-def _root_reason(error: BaseException) -> str:
-    """The operating system's reason at the bottom of a chain of exceptions."""
-    cause: BaseException | None = error
-    reason = str(error)
-    while cause:
-        if isinstance(cause, OSError) and cause.errno and cause.errno > 0:
-            return os.strerror(cause.errno).lower()
-        if isinstance(cause, OSError) and cause.strerror:  # a name that does not resolve
-            return cause.strerror.lower()
-        reason = str(cause) or reason
-        cause = cause.__cause__ or cause.__context__
-    return reason

@@ -1,0 +1,1 @@
+"""Where models run: ``base`` holds the contract, each other module one kind of place."""
