@@ -42,6 +42,7 @@ class World:
 
     Attributes:
         said: every line that people saw, in order.
+        announced: what the operators were told.
         ran: every command that a machine ran.
         asked: every question to the model.
         think: how the model replies.
@@ -52,12 +53,14 @@ class World:
     """
 
     said: list[tuple[str, Kind, str]] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
     ran: list[str] = field(default_factory=list)
     asked: list[ChatRequest] = field(default_factory=list)
     think: Callable[[ChatRequest], Awaitable[ChatReply]] = field(default_factory=lambda: use_one_tool)
     work: Callable[[str], Awaitable[CommandResult]] = field(default_factory=lambda: echo)
     deaf: bool = False
     machines: set[str] = field(default_factory=set)
+    workspaces: set[str] = field(default_factory=set)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -191,12 +194,14 @@ class FakeHands:
         self._world = world
         self._store = store
 
-    async def run(self, command: str, *, timeout_s: float) -> CommandResult:
-        """Run a command, which takes a moment."""
+    async def run(
+        self, script: str, *arguments: str, timeout_s: float, stdin: bytes = b"", keep: int = 0
+    ) -> CommandResult:
+        """Run a script, which takes a moment; one with arguments is a tool's, and shows up as those."""
         self._store.check()
-        self._world.ran.append(command)
+        self._world.ran.append(" ".join(arguments) or script)
         assert timeout_s > 0
-        result = await self._world.work(command)
+        result = await self._world.work(" ".join(arguments) or script)
         self._store.check()
         return result
 
@@ -246,11 +251,21 @@ class FakeOffice:
         """Give the machine."""
         self._store.check()
         self._world.machines.add(name)
+        self._world.workspaces.add(name)
         return FakeHands(self._world, self._store)
 
-    async def destroy_machine(self, name: str) -> None:
+    async def destroy_machine(self, agent_id: str, name: str, *, keep: bool) -> None:
         """Take it."""
+        del agent_id
         self._world.machines.discard(name)
+        if not keep:
+            self._world.workspaces.discard(name)
+
+    def announce(self, text: str) -> None:
+        """Tell the operators."""
+        self._store.check()
+        self._world.announced.append(text)
+        self._world.changed.set()
 
     async def connect(self, nick: str, on_message: Callable[[Message], None]) -> FakeVoice:
         """Give a voice."""
@@ -278,6 +293,7 @@ class Daemon:
         self.office = FakeOffice(world, self.store)
         self.clock: Callable[[], float] = lambda: NOW
         self.ledger: Record | None = None
+        self.models: list[str] = []
         self.agents = Agents(
             self.store,
             self.host,
@@ -288,6 +304,7 @@ class Daemon:
             clock=self.time,
             context_tokens=8192,
             reserved=["overseer"],
+            models=lambda: self.models,
         )
 
     def record(

@@ -96,7 +96,7 @@ async def test_the_model_hears_that_the_machine_failed(daemon: Daemon, world: Wo
     for text in ("one", "two"):
         daemon.hear(ALICE, f"worker: {text}")
         await daemon.quiet()
-    lost = "the machine was lost with all that was in it: the machine went away (the next command gets a new one)"
+    lost = "the machine was lost with all but its workspace: the machine went away (the next command gets a new one)"
     assert answers(world)[1] == f"one: error: {lost}"
     assert answers(world)[3] == "two: fine"
     assert made == [["worker"], ["worker"]]

@@ -7,28 +7,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from fireclaw.agents.engine import (
-    INTERRUPTED,
-    MAX_WAITING,
-    AskModel,
-    CallTool,
+from fireclaw.agents.approvals import matching
+from fireclaw.agents.engine import INTERRUPTED, MAX_WAITING, Engine, missing_end
+from fireclaw.agents.events import (
+    Decided,
     Dismissed,
-    Drop,
     EffectBroke,
-    Engine,
     Heard,
     ModelFailed,
     Recovered,
     Replied,
-    Save,
-    Say,
     Tick,
     ToolEnded,
-    Wait,
-    missing_end,
 )
-from fireclaw.agents.templates import Limits
-from fireclaw.agents.turn import Turn
+from fireclaw.agents.orders import AskApproval, AskModel, CallTool, Drop, Save, Say, Settle, Wait
+from fireclaw.agents.outfit import Outfit
+from fireclaw.agents.templates import Approvals, Limits
+from fireclaw.agents.tools import TOOLS
+from fireclaw.agents.turn import ROLE_HANDOFF, Turn
 from fireclaw.llm.chat import ChatReply, Finish, ToolCall
 from fireclaw.store.agents import (
     LineRow,
@@ -40,12 +36,17 @@ from fireclaw.store.agents import (
     TurnRow,
     TurnState,
 )
+from fireclaw.store.memory import MemoryRow
 
 if TYPE_CHECKING:
-    from fireclaw.agents.engine import Command, Event
+    from fireclaw.agents.events import Event
+    from fireclaw.agents.orders import Command
 
 NOW = 1000.0
 LIMITS = Limits(steps=4, turn_seconds=100, command_seconds=10)
+ADVICE = "write a script file in parts and run it"
+FORM = 'Right: {"command": "..."} (and, if needed: timeout_s, background)'
+OUTFIT = Outfit((TOOLS["run_command"],), LIMITS)
 
 
 def line(name: str = "1", text: str = "how are you?", sender: str = "alice", target: str = "#agents") -> LineRow:
@@ -61,8 +62,16 @@ def call(command: object = "ls", call_id: str = "c1") -> ToolCall:
 class Book:
     """An engine with what it has said so far."""
 
-    def __init__(self, turn: Turn | None = None, waiting: list[LineRow] | None = None, limits: Limits = LIMITS) -> None:
-        self.engine = Engine("a1", 7, limits, ("run_command",), turn=turn, waiting=waiting or [])
+    def __init__(
+        self,
+        turn: Turn | None = None,
+        waiting: list[LineRow] | None = None,
+        limits: Limits = LIMITS,
+        outfit: Outfit = OUTFIT,
+    ) -> None:
+        if turn is not None:
+            turn.outfit = replace(turn.outfit, limits=limits)
+        self.engine = Engine("a1", 7, replace(outfit, limits=limits), turn=turn, waiting=waiting or [])
         self.now = NOW
         self.commands: list[Command] = []
 
@@ -106,7 +115,7 @@ class Book:
         return [(command.row.kind, command.row.text) for command in self.commands if isinstance(command, Say)]
 
     @property
-    def saved(self) -> list[LineRow | TurnRow | StepRow]:
+    def saved(self) -> list[LineRow | TurnRow | StepRow | MemoryRow]:
         """The rows saved in the last answer."""
         return [command.row for command in self.commands if isinstance(command, Save)]
 
@@ -127,7 +136,7 @@ def test_a_line_begins_a_turn() -> None:
         Save(taken),
         Save(turn),
         Save(step),
-        AskModel(step, Turn(turn, taken, [step])),
+        AskModel(step, Turn(turn, taken, OUTFIT, [step])),
         Wait(NOW + 5),
     ]
 
@@ -165,6 +174,7 @@ def test_a_call_is_made_and_its_result_told() -> None:
         {},
         NOW,
     )
+    assert isinstance(book.saved[0], StepRow)
     assert book.saved[0].state is StepState.DONE
     assert book.saved[1:] == [made]
     assert book.called == made
@@ -193,11 +203,14 @@ def test_calls_of_one_reply_are_made_one_after_the_other() -> None:
     ("wish", "told"),
     [
         (ToolCall("c1", "rm_rf", {}), "error: there is no tool 'rm_rf'; your tools: run_command"),
-        (ToolCall("c1", "run_command", {}), 'error: run_command needs {"command": "..."}'),
-        (call(["ls"]), 'error: run_command needs {"command": "..."}'),
-        (call("  "), 'error: run_command needs {"command": "..."}'),
-        (call("a\0b"), "error: a command cannot hold a NUL byte"),
-        (call("x" * 9000), "error: the command is longer than 8192 bytes; write a script file in parts instead"),
+        (ToolCall("c1", "run_command", {}), f'error: run_command needs "command". {FORM}'),
+        (call(["ls"]), f'error: "command" of run_command must be a text, not ["ls"]. {FORM}'),
+        (call("  "), f'error: "command" of run_command is empty. {FORM}'),
+        (call("a\0b"), 'error: "command" of run_command cannot hold a NUL byte'),
+        (
+            call("x" * 9000),
+            f'error: "command" of run_command is longer than 8192 bytes; {ADVICE} instead',
+        ),
         (ToolCall("c1", "run_command", {}, error="error: broken"), "error: broken"),
     ],
 )
@@ -411,7 +424,7 @@ def test_a_dismissed_agent_tells_everybody() -> None:
 def running(*steps: StepRow) -> Turn:
     """Make a turn as it is read back from the store."""
     row = TurnRow("t1", "a1", "1", "#agents", TurnState.RUNNING, "", 0.0)
-    return Turn(row, replace(line(), state=LineState.TAKEN), list(steps))
+    return Turn(row, replace(line(), state=LineState.TAKEN), OUTFIT, list(steps))
 
 
 ASKED = StepRow("t1", 0, StepKind.MODEL, StepState.STARTED, {}, {}, 0.0)
@@ -476,3 +489,226 @@ def test_news_of_a_missing_end_has_one_id_a_line_and_daemon() -> None:
     assert first == again
     assert first.text == "alice: I was restarted; the end of my last answer may be missing"
     assert missing_end(line(), 8, "I was restarted", "a1", NOW).message_id != first.message_id
+
+
+# Operators
+
+
+GUARDED = replace(OUTFIT, approvals=Approvals(commands=("rm *",), seconds=60))
+
+
+def asking(book: Book) -> StepRow:
+    """Let the model want a command that needs a yes; return its step."""
+    book.play(Heard(line()))
+    book.reply("", call("rm -rf build"))
+    (step,) = [command.step for command in book.commands if isinstance(command, AskApproval)]
+    return step
+
+
+def test_a_guarded_command_waits_for_a_yes() -> None:
+    """Nothing has begun: the step is committed as asked, the asker is told, and the turn's clock stands still."""
+    book = Book(outfit=GUARDED)
+    step = asking(book)
+    assert step.state is StepState.ASKED
+    assert step.request["needs_approval"] == "rm *"
+    assert step in book.saved
+    assert not [command for command in book.commands if isinstance(command, CallTool)]
+    assert book.said == [
+        (MessageKind.ACK, "alice: an operator must say yes to `rm -rf build`; I wait up to 1 min"),
+    ]
+    assert book.engine.asked == step
+    book.play(Tick(), after=50)
+    assert book.said == [(MessageKind.SIGN, "is waiting for an operator's yes to `rm -rf build`, 50 s")]
+    book.play(Decided(step.call_id, approved=True, by="carol"))
+    started = replace(step, state=StepState.STARTED, result={"approved_by": "carol"}, started_at=NOW + 50)
+    assert book.saved == [started]
+    assert book.called == started
+    book.play(Tick(), after=99)
+    assert book.turn_states == [], "the wait did not count"
+    book.result("gone")
+    ended = book.saved[0]
+    assert isinstance(ended, StepRow)
+    assert ended.result == {"approved_by": "carol", "output": "gone"}
+
+
+def test_a_no_is_told_to_the_model_and_not_asked_again() -> None:
+    """The model hears who said no; the very same call is then refused without asking anybody."""
+    book = Book(outfit=GUARDED)
+    step = asking(book)
+    book.play(Decided(step.call_id, approved=False, by="carol"))
+    refused = book.saved[0]
+    assert isinstance(refused, StepRow)
+    assert refused.state is StepState.REFUSED
+    assert str(refused.result["output"]).startswith("refused: carol, an operator, said no")
+    book.reply("", call("rm -rf build"))
+    again = book.saved[1]
+    assert isinstance(again, StepRow)
+    assert again.state is StepState.REFUSED
+    assert "refused already" in str(again.result["output"])
+    assert book.play(Decided(step.call_id, approved=True, by="mallory")) == book.commands
+    assert not book.saved
+
+
+def test_a_yes_that_does_not_come_ends_in_a_word() -> None:
+    """At the end of the wait the asker and the model are told, and the turn goes on."""
+    book = Book(outfit=GUARDED)
+    step = asking(book)
+    assert book.commands[-1] == Wait(NOW + 5)
+    book.play(Tick(), after=60)
+    assert book.said == [(MessageKind.ACK, "alice: nobody said yes to `rm -rf build` in time")]
+    refused = book.saved[0]
+    assert isinstance(refused, StepRow)
+    assert refused.result == {"output": "refused: no operator said yes within 60 s; say so", "denied_by": ""}
+    assert book.asked.step == 2
+    assert book.play(Decided(step.call_id, approved=True, by="carol"))[:-1] == []
+
+
+def test_a_wait_for_a_yes_survives_a_restart() -> None:
+    """A new daemon asks the operators again; the time runs on from when they were asked first."""
+    first = Book(outfit=GUARDED)
+    step = asking(first)
+    row = TurnRow("t1", "a1", "1", "#agents", TurnState.RUNNING, "", NOW)
+    turn = Turn(row, replace(line(), state=LineState.TAKEN), GUARDED, [TWO_CALLS, replace(step, step=1)])
+    book = Book(turn, outfit=GUARDED)
+    assert book.play(Recovered(), after=59) == [AskApproval(step, turn), Wait(NOW + 60)]
+    book.play(Tick(), after=1)
+    assert book.said[0][1] == "alice: nobody said yes to `rm -rf build` in time"
+
+
+def test_stop_ends_a_wait_for_a_yes() -> None:
+    """A command that nobody wants any more cannot be approved any more."""
+    book = Book(outfit=GUARDED)
+    step = asking(book)
+    book.play(Heard(line("2", text="stop")))
+    assert book.turn_states == [TurnState.STOPPED]
+    assert book.play(Decided(step.call_id, approved=True, by="carol")) == [Wait(None)]
+
+
+@pytest.mark.parametrize(
+    ("command", "pattern"),
+    [
+        ("rm -rf /", "rm *"),
+        ("cd x && rm  -rf\ty", "rm *"),
+        ("a; rm b", "rm *"),
+        ("echo $(rm b)", "rm *"),
+        ("x | sudo -n git push origin", "*git push*"),
+        ("echo rm", ""),
+        ("ls", ""),
+    ],
+)
+def test_patterns_find_a_command_within_a_line(command: str, pattern: str) -> None:
+    """A pattern is held against the line and against each command in it."""
+    assert matching(("rm *", "*git push*"), "run_command", {"command": command}) == pattern
+    assert matching(("rm *",), "write_file", {"content": command}) == ""
+
+
+# What is changed meanwhile, what is made again
+
+
+def test_a_turn_keeps_its_outfit() -> None:
+    """What is changed during a turn holds for the next one: tools, limits, all of it."""
+    book = Book()
+    book.play(Heard(line()))
+    book.play(Heard(line("2")))
+    book.engine.outfit = replace(OUTFIT, tools=(), model="other")
+    book.reply("", call())
+    assert book.called.request["name"] == "run_command"
+    book.result()
+    book.reply("done")
+    (asked,) = [command for command in book.commands if isinstance(command, AskModel)]
+    assert asked.turn.outfit.model == "other"
+    book.reply("", call())
+    refused = book.saved[1]
+    assert isinstance(refused, StepRow)
+    assert refused.result["output"] == "error: there is no tool 'run_command'; your tools: none"
+
+
+def test_recovery_makes_again_what_can_be_made_again() -> None:
+    """A call that changes nothing, or only together with its end, is made again, not told as interrupted."""
+    saving = replace(CALLED, request={**CALLED.request, "name": "save_memory", "arguments": {"text": "x"}})
+    turn = running(TWO_CALLS, saving)
+    assert Book(turn).play(Recovered()) == [CallTool(saving, turn), Wait(NOW + 5)]
+
+
+def test_what_a_call_changes_is_committed_with_its_end() -> None:
+    """The rows that a tool returns stand in the same answer as the end of its step; a late one's are let go."""
+    book = Book()
+    book.play(Heard(line()))
+    book.reply("", call())
+    row = MemoryRow("worker", "", 1, "x", "worker", "", NOW)
+    step = book.called
+    book.play(ToolEnded(step.call_id, {"output": "saved"}, rows=(row,)))
+    assert book.saved[0] == row
+    assert isinstance(book.saved[1], StepRow)
+    assert book.play(ToolEnded(step.call_id, {"output": "saved"}, rows=(row,)))[:-1] == []
+
+
+def test_a_look_may_be_repeated() -> None:
+    """Looking at a command in the background is not the same call again: its result changes."""
+    tools = (TOOLS["run_command"], TOOLS["check_command"])
+    book = Book(outfit=replace(OUTFIT, tools=tools), limits=Limits(steps=9))
+    book.play(Heard(line()))
+    for _ in range(4):
+        book.reply("", ToolCall("c1", "check_command", {"handle": "job-1"}))
+        assert book.called.request["name"] == "check_command"
+        book.result("running")
+
+
+# Work that was handed over
+
+
+def handed(name: str = "1") -> LineRow:
+    """Make a line that another agent handed over."""
+    text = '{"asked_by": "alice", "task": "count", "context": "", "done_when": "counted"}'
+    return replace(line(name, text, sender="boss"), role=ROLE_HANDOFF)
+
+
+def test_the_result_of_a_handoff_goes_to_the_sender_only() -> None:
+    """Nothing is said in the channel, not even a sign of life; the end is settled in the turn's last commit."""
+    book = Book()
+    book.play(Heard(handed()))
+    book.play(Tick(), after=6)
+    assert book.said == []
+    book.reply("it is 7")
+    assert book.said == []
+    taken = replace(handed(), state=LineState.TAKEN)
+    assert Settle(taken, done=True, words="it is 7") in book.commands
+    assert book.turn_states == [TurnState.DONE]
+
+
+def test_a_handoff_that_cannot_be_done_is_settled_too() -> None:
+    """A failing model, a full queue and a destruction all reach the sender."""
+    book = Book()
+    book.play(Heard(handed()))
+    book.play(ModelFailed(book.asked.call_id, "no server"))
+    assert (
+        Settle(replace(handed(), state=LineState.TAKEN), done=False, words="I cannot answer: no server")
+        in book.commands
+    )
+    book.play(Heard(line("0")))
+    for number in range(1, MAX_WAITING + 1):
+        book.play(Heard(handed(str(number))))
+        assert book.said == []
+    for name in ("6", "7"):
+        book.play(Heard(handed(name)))
+        (settled,) = [command for command in book.commands if isinstance(command, Settle)]
+        assert settled.words.startswith("I am busy")
+    book.play(Dismissed("carol"))
+    settles = [command for command in book.commands if isinstance(command, Settle)]
+    assert [each.line.line_id for each in settles] == [str(number) for number in range(1, MAX_WAITING + 1)]
+
+
+def test_waiting_for_a_colleague_does_not_count() -> None:
+    """The turn of the one who handed something over does not run out while the other works."""
+    book = Book(outfit=replace(OUTFIT, tools=(TOOLS["handoff"],)))
+    book.play(Heard(line()))
+    wish = {"to": "bert", "task": "t", "context": "c", "done_when": "d"}
+    book.reply("", ToolCall("c1", "handoff", wish))
+    step = book.called
+    book.play(Tick(), after=500)
+    assert book.said == [(MessageKind.SIGN, "is waiting for bert, 500 s")]
+    book.play(ToolEnded(step.call_id, {"output": "done"}))
+    book.play(Tick(), after=99)
+    assert book.turn_states == []
+    book.play(Tick(), after=2)
+    assert book.turn_states == [TurnState.FAILED]

@@ -7,13 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fireclaw.agents.addressing import addressed_text
+from fireclaw.agents.commands import describe
 from fireclaw.agents.ports import CommandResult
 from fireclaw.agents.speech import LINE_BYTES, MAX_LINES, cut_middle, lines_of, one_line, plain_text
-from fireclaw.agents.tools import MAX_OUTPUT, describe
 from fireclaw.irc.events import Message
 from fireclaw.irc.message import Kind, Prefix
 
 ALICE = Prefix("alice", "~a", "localhost")
+
+MAX_OUTPUT = 2000
 
 
 @pytest.mark.parametrize(
@@ -102,12 +104,12 @@ def result(stdout: bytes = b"", stderr: bytes = b"", status: int = 0, *, timed_o
 )
 def test_a_result_is_told_in_words(given_result: CommandResult, told: str) -> None:
     """The model hears the output first, then errors, then how the command ended if not well."""
-    assert describe(given_result, 120) == told
+    assert describe(given_result, 120, MAX_OUTPUT) == told
 
 
 def test_a_flood_of_output_is_cut() -> None:
     """What a command prints is bounded before it is kept, whatever stream it is on."""
-    told = describe(result(b"x" * 100_000, b"y" * 100_000), 120)
+    told = describe(result(b"x" * 100_000, b"y" * 100_000), 120, MAX_OUTPUT)
     assert len(told) < 2 * MAX_OUTPUT
     assert told.startswith("xxx")
     assert told.endswith("yyy")

@@ -17,51 +17,40 @@ from typing import TYPE_CHECKING
 
 from fireclaw.agents import audit
 from fireclaw.agents.addressing import addressed_text
-from fireclaw.agents.context import fit, tokens_of_tools
-from fireclaw.agents.engine import (
-    AskModel,
-    CallTool,
-    Dismissed,
-    Drop,
-    EffectBroke,
-    Engine,
-    Heard,
-    ModelFailed,
-    Recovered,
-    Replied,
-    Save,
-    Say,
-    Tick,
-    ToolEnded,
-    Wait,
-)
+from fireclaw.agents.approvals import approval_of
+from fireclaw.agents.context import fit
+from fireclaw.agents.engine import Engine
+from fireclaw.agents.events import Decided, Dismissed, EffectBroke, Heard, ModelFailed, Recovered, Replied, Tick
+from fireclaw.agents.models import pick_model
+from fireclaw.agents.orders import AskApproval, AskModel, CallTool, Drop, Save, Say, Settle, Wait
 from fireclaw.agents.speaker import Speaker
 from fireclaw.agents.speech import one_line
-from fireclaw.agents.tools import TOOLS, describe
-from fireclaw.agents.turn import Turn, exchanges, past_turn, question
-from fireclaw.errors import FireclawError, ModelError
+from fireclaw.agents.turn import ROLE_PERSON, Turn, exchanges, past_turn, person_of, question
+from fireclaw.errors import ConflictError, FireclawError, ModelError, NotFoundError
 from fireclaw.irc.message import fold
-from fireclaw.llm.chat import ChatMessage, ChatRequest, Role
-from fireclaw.llm.fewshot import few_shot_messages
+from fireclaw.llm.chat import ChatRequest
 from fireclaw.store.agents import LineRow, LineState, StepKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Container, Sequence
 
-    from fireclaw.agents.engine import Command, Event
+    from fireclaw.agents.approvals import Approval
+    from fireclaw.agents.events import Event
+    from fireclaw.agents.handoff import Switchboard
     from fireclaw.agents.hands import LateHands
+    from fireclaw.agents.memory import Memory
+    from fireclaw.agents.orders import Command
+    from fireclaw.agents.outfit import Outfit
     from fireclaw.agents.ports import Mind, Record, Voice
-    from fireclaw.agents.templates import Template
+    from fireclaw.agents.toolbox import Toolbox
     from fireclaw.irc.events import Message
-    from fireclaw.llm.chat import Tool
     from fireclaw.store.agents import AgentRow, Notebook, Row, StepRow
+    from fireclaw.store.handoffs import HandoffRow
 
 log = logging.getLogger(__name__)
 
-REPLY_TOKENS = 512
 TEMPERATURE = 0.2
 MAX_PAST_TURNS = 20
-ROLE_PERSON = "person"
 
 
 class Agent:
@@ -73,54 +62,64 @@ class Agent:
         agent.start()                        # goes on where the last daemon ended
         agent.speak_with(voice)
         agent.hear(message)                  # what IRC brings
+        agent.reload(outfit)                 # for its next turn
+        agent.decide(code, approved=True, by="alice")
         await agent.dismiss("alice")         # the end: the turn is stopped in words
         await agent.aclose()                 # or only of this daemon's part: the turn stays open
 
     Args:
         row: who it is.
-        template: what it is made of.
+        outfit: what its turns are made with.
         notebook: its rows.
         mind: the way to models.
         hands: its machine.
+        toolbox: its tools at work.
+        memory: what it remembers.
+        switchboard: where the results of what was handed to it go.
+        announce: tells the operators something.
+        models: the names of the models that can be asked now.
         record: the ledger's ``append``.
         clock: seconds since the epoch.
-        context_tokens: what the model can read and write at once.
         ours: folded nicks of programs of ours, to whom it does not listen.
     """
 
     def __init__(
         self,
         row: AgentRow,
-        template: Template,
+        outfit: Outfit,
         *,
         notebook: Notebook,
         mind: Mind,
         hands: LateHands,
+        toolbox: Toolbox,
+        memory: Memory,
+        switchboard: Switchboard,
+        announce: Callable[[str], None],
+        models: Callable[[], Sequence[str]],
         record: Record,
         clock: Callable[[], float],
-        context_tokens: int,
         ours: Container[str],
     ) -> None:
         self.row = row
         self.failure = ""
-        self._template = template
         self._notebook = notebook
         self._mind = mind
         self._hands = hands
+        self._toolbox = toolbox
+        self._memory = memory
+        self._switchboard = switchboard
+        self._announce = announce
+        self._models = models
         self._record = record
         self._clock = clock
         self._ours = ours
         self._heard = 0
-        self._tools = tuple(TOOLS[name] for name in template.tools)
-        self._fixed = _fixed_part(template.persona_of(row.name), self._tools, row.name)
-        self._budget = context_tokens - REPLY_TOKENS - tokens_of_tools(self._tools)
         self._speaker = Speaker(row.name, notebook, self._save, clock)
         self._engine = Engine(
             row.agent_id,
             notebook.epoch,
-            template.limits,
-            template.tools,
-            turn=_running_turn(notebook),
+            outfit,
+            turn=_running_turn(notebook, outfit),
             waiting=notebook.waiting(),
         )
         self._effect: asyncio.Task[None] | None = None
@@ -140,6 +139,22 @@ class Agent:
         """How many lines wait for their turn."""
         return self._engine.waiting
 
+    @property
+    def approval(self) -> Approval | None:
+        """The question to the operators that it waits with."""
+        step, turn = self._engine.asked, self._engine.turn
+        return approval_of(step, person_of(turn.line)) if step is not None and turn is not None else None
+
+    @property
+    def outfit(self) -> Outfit:
+        """What its next turn is made with."""
+        return self._engine.outfit
+
+    @property
+    def model(self) -> str:
+        """The model that it asks next; empty: the default."""
+        return _model_of(self.outfit, self._models())
+
     def start(self) -> None:
         """Settle what an earlier daemon left, and go on with its turn."""
         self._guarded(self._speaker.recover)
@@ -147,15 +162,17 @@ class Agent:
 
     def warm(self) -> None:
         """Have the model read what every prompt begins with: the first answer comes the sooner."""
+        outfit = self.outfit
         request = ChatRequest(
             agent=self.row.name,
             turn_id="",
             step=0,
             call_id=f"{self.row.agent_id}/warm",
-            messages=self._fixed,
-            tools=self._tools,
+            messages=outfit.fixed,
+            tools=outfit.tools,
             max_tokens=1,
             temperature=TEMPERATURE,
+            model=self.model,
         )
         self._warming = asyncio.create_task(self._mind.warm(request), name=f"warm {self.row.name}")
 
@@ -181,6 +198,39 @@ class Agent:
             received_at=self._clock(),
         )
         self._dispatch(Heard(line))
+
+    def take(self, line: LineRow) -> None:
+        """Take in work that another agent handed over; its line is committed."""
+        self._dispatch(Heard(line))
+
+    def reload(self, outfit: Outfit) -> None:
+        """Make the next turns with this; the one on its way ends with the old."""
+        self._engine.outfit = outfit
+        if not self._closed and (self._warming is None or self._warming.done()):
+            self.warm()
+
+    def decide(self, code: str, *, approved: bool, by: str) -> Approval:
+        """Say yes or no to the command that waits for it.
+
+        Args:
+            code: of the question; somebody may have the one before in mind.
+            approved: yes.
+            by: which operator.
+
+        Raises:
+            NotFoundError: nothing waits.
+            ConflictError: another command waits.
+        """
+        approval = self.approval
+        if approval is None:
+            raise NotFoundError(f"{self.row.name} does not wait for a yes", hint="its time may have run out")
+        if code.lower() != approval.code:
+            raise ConflictError(
+                f"{self.row.name} waits with {approval.code}, not {code}: {approval.command}",
+                hint=f"!approve {self.row.name} {approval.code}",
+            )
+        self._dispatch(Decided(approval.call_id, approved, by))
+        return approval
 
     async def dismiss(self, by: str, *, seconds: float = 3.0) -> None:
         """Stop the turn in words, for good, and wait a little until they are said."""
@@ -219,9 +269,15 @@ class Agent:
     def _handle(self, event: Event) -> None:
         commands = self._engine.handle(event, self._clock())
         rows: list[Row] = [command.row for command in commands if isinstance(command, Save | Say)]
-        self._save(rows, [audit.heard(event.line)] if isinstance(event, Heard) else [])
+        results = [row for command in commands if isinstance(command, Settle) if (row := self._result(command))]
+        self._save([*rows, *results], [audit.heard(event.line)] if isinstance(event, Heard) else [])
+        for row in results:
+            self._switchboard.tell(row)
         for command in commands:
             self._carry_out(command)
+
+    def _result(self, command: Settle) -> HandoffRow | None:
+        return self._switchboard.settled(command.line, done=command.done, words=command.words)
 
     def _save(self, rows: list[Row], first: Sequence[audit.Event] = ()) -> None:
         """Commit rows and record them. What cannot be committed and recorded is not done: the agent stops.
@@ -244,14 +300,16 @@ class Agent:
 
     def _carry_out(self, command: Command) -> None:
         match command:
-            case Save():
+            case Save() | Settle():
                 pass
             case Say():
                 self._speaker.wake()
             case AskModel():
                 self._begin(command.step, partial(self._think, command.step, command.turn))
             case CallTool():
-                self._begin(command.step, partial(self._act, command.step))
+                self._begin(command.step, partial(self._toolbox.use, command.step, command.turn))
+            case AskApproval():
+                self._ask_operators()
             case Drop():
                 self._drop()
             case Wait():
@@ -298,22 +356,14 @@ class Agent:
             return ModelFailed(step.call_id, one_line(str(error), 300), unusable=error.kind == "bad-output")
         return Replied(step.call_id, reply)
 
-    async def _act(self, step: StepRow) -> Event:
-        limit = self._template.limits.command_seconds
-        arguments = step.request["arguments"]
-        assert isinstance(arguments, dict), "the engine refuses other calls"
-        try:
-            result = await self._hands.run(arguments["command"], timeout_s=limit)
-        except FireclawError as error:
-            return ToolEnded(step.call_id, {"output": f"error: {error}", "error": error.code}, failed=True)
-        known = {
-            "output": describe(result, limit),
-            "command_id": result.command_id,
-            "status": result.status,
-            "timed_out": result.timed_out,
-            "duration_s": round(result.duration_s, 3),
-        }
-        return ToolEnded(step.call_id, known)
+    def _ask_operators(self) -> None:
+        approval = self.approval
+        if approval is not None and not self._closed:
+            verb = f"{self.row.name} {approval.code}"
+            self._announce(
+                f"{self.row.name} wants to run `{approval.command}` for {approval.asked_by}: !approve {verb}"
+                f", or !approve {verb} no"
+            )
 
     def _request(self, step: StepRow, turn: Turn) -> ChatRequest:
         """Build the prompt.
@@ -321,17 +371,17 @@ class Agent:
         Raises:
             ModelError: it does not fit.
         """
-        notebook, conversation = self._notebook, turn.row.conversation
+        notebook, conversation, outfit = self._notebook, turn.row.conversation, turn.outfit
         past = [
             past_turn(row, notebook.line(row.line_id), notebook.steps(row.turn_id))
             for row in notebook.history(conversation, MAX_PAST_TURNS)
         ]
         messages = fit(
-            self._fixed,
+            (*outfit.fixed, *self._memory.messages(conversation)),
             past,
             question(turn.line),
             exchanges(turn.steps),
-            self._budget,
+            outfit.prompt_tokens,
             ordinal=notebook.turns(conversation) - len(past),
         )
         return ChatRequest(
@@ -340,9 +390,12 @@ class Agent:
             step=step.step,
             call_id=step.call_id,
             messages=messages,
-            tools=self._tools if step.kind is StepKind.MODEL else (),
-            max_tokens=REPLY_TOKENS,
+            tools=outfit.tools if step.kind is StepKind.MODEL else (),
+            max_tokens=outfit.reply_tokens,
             temperature=TEMPERATURE,
+            model=_model_of(outfit, self._models()),
+            person=person_of(turn.line),
+            budget=outfit.budget,
         )
 
     def _line_id(self, message: Message) -> str:
@@ -351,11 +404,10 @@ class Agent:
         return hashlib.sha256("\n".join(map(str, parts)).encode(errors="replace")).hexdigest()[:16]
 
 
-def _fixed_part(persona: str, tools: Sequence[Tool], name: str) -> tuple[ChatMessage, ...]:
-    """Build what every prompt of an agent begins with, byte for byte."""
-    return (ChatMessage(Role.SYSTEM, persona), *few_shot_messages(tools, name))
+def _model_of(outfit: Outfit, available: Sequence[str]) -> str:
+    return outfit.model or pick_model(outfit.models, available) or ""
 
 
-def _running_turn(notebook: Notebook) -> Turn | None:
+def _running_turn(notebook: Notebook, outfit: Outfit) -> Turn | None:
     row = notebook.running()
-    return Turn(row, notebook.line(row.line_id), notebook.steps(row.turn_id)) if row else None
+    return Turn(row, notebook.line(row.line_id), outfit, notebook.steps(row.turn_id)) if row else None

@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from fireclaw.agents.turn import ROLE_PERSON
 from fireclaw.store.agents import (
     LineRow,
     LineState,
@@ -22,6 +23,8 @@ from fireclaw.store.agents import (
     TurnRow,
     TurnState,
 )
+from fireclaw.store.handoffs import HandoffRow, HandoffState
+from fireclaw.store.memory import MemoryRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +36,9 @@ _MESSAGE_TYPES = {
     MessageState.LOST: "irc.unconfirmed",
     MessageState.DROPPED: "irc.dropped",
 }
+
+
+_HOST_TOOLS = {"save_memory", "search_memory", "handoff"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Event:
 def heard(line: LineRow) -> Event:
     """Describe a line that came in."""
     return Event(
-        "irc.line",
+        "irc.line" if line.role == ROLE_PERSON else "handoff.heard",
         {
             "line_id": line.line_id,
             "sender": line.sender,
@@ -79,6 +85,10 @@ def changed(row: Row) -> Event | None:
             return None if row.state is StepState.STARTED else _model(row)
         case MessageRow():
             return _message(row)
+        case MemoryRow():
+            return _memory(row)
+        case HandoffRow():
+            return _handoff(row)
 
 
 def _turn(row: TurnRow) -> Event:
@@ -105,10 +115,13 @@ def _tool(row: StepRow) -> Event:
         "gen_ai.tool.name": row.request["name"],
         "gen_ai.tool.call.id": row.request["id"],
     }
-    if row.state is StepState.STARTED:
-        return Event("tool.call", {**ids, "gen_ai.tool.call.arguments": json.dumps(row.request["arguments"])})
-    # Only what a command printed is the guest's word; that a call failed or was refused is ours.
-    origin = "guest" if row.state is StepState.DONE else "host"
+    if row.state in {StepState.ASKED, StepState.STARTED}:
+        kind = "tool.call" if row.state is StepState.STARTED else "tool.approval.asked"
+        arguments = json.dumps(row.request["arguments"])
+        return Event(kind, {**ids, "gen_ai.tool.call.arguments": arguments, **row.result})
+    # Only what the machine printed is the guest's word; that a call failed or was refused is ours.
+    of_machine = row.state is StepState.DONE and row.request["name"] not in _HOST_TOOLS
+    origin = "guest" if of_machine else "host"
     result = {("gen_ai.tool.call.result" if key == "output" else key): row.result[key] for key in row.result}
     return Event("tool.result", {**ids, "state": row.state, **result}, origin)
 
@@ -118,3 +131,22 @@ def _message(row: MessageRow) -> Event | None:
         return None
     data = {"message_id": row.message_id, "line_id": row.line_id, "target": row.target, "kind": row.kind}
     return Event(_MESSAGE_TYPES[row.state], {**data, "text": row.text})
+
+
+def _memory(row: MemoryRow) -> Event:
+    data = {
+        "gen_ai.operation.name": "update_memory",
+        "scope": row.scope,
+        "version": row.version,
+        "author": row.author,
+        "reason": row.reason,
+        "content": row.content,
+    }
+    return Event("memory.saved", data)
+
+
+def _handoff(row: HandoffRow) -> Event:
+    ids = {"handoff_id": row.handoff_id, "line_id": row.line_id, "from": row.sender, "to": row.receiver}
+    if row.state is HandoffState.OPEN:
+        return Event("handoff.given", {**ids, "depth": row.depth, "task": row.task})
+    return Event("handoff.ended", {**ids, "outcome": row.state, "result": row.result})

@@ -3,21 +3,40 @@
 The rule that makes a crash harmless: whoever runs the engine commits all rows of one answer of ``handle`` in one
 transaction, and only then begins the effects in it. A row that says ``started`` therefore stands before each effect,
 and an engine that is made from the rows after a crash (event ``Recovered``) knows all there is to know: a model call
-is made again, a tool call is told to the model as interrupted.
+is made again, and so is a tool call that changes nothing, or something only in the commit that ends it; any other is
+told to the model as interrupted.
 
 One line is worked on at a time. A turn asks the model, makes the calls that the model wants, and asks again, until the
 model answers, the steps or the time run out, somebody says stop, or the model fails; each of these ends in words to
-whoever asked.
+whoever asked. A call may need an operator's yes first: its step is then ``asked``, nothing has begun, and it waits for
+``Decided`` or for its time to run out. While a turn waits for people or for another agent its own clock stands still.
+
+A line may also be work that another agent handed over: nothing is said then, the end goes to that agent (``Settle``).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
+from fireclaw.agents.approvals import matching
+from fireclaw.agents.events import (
+    Decided,
+    Dismissed,
+    EffectBroke,
+    Event,
+    Heard,
+    ModelFailed,
+    Recovered,
+    Replied,
+    Tick,
+    ToolEnded,
+)
+from fireclaw.agents.orders import AskApproval, AskModel, CallTool, Command, Drop, Save, Say, Settle, Wait
 from fireclaw.agents.speech import lines_of, one_line
-from fireclaw.agents.tools import refusal
-from fireclaw.agents.turn import Turn, request_of, result_of
+from fireclaw.agents.tools import POLLING, REPEATABLE, refusal
+from fireclaw.agents.turn import ROLE_HANDOFF, Turn, request_of, result_of
 from fireclaw.irc.message import is_channel
 from fireclaw.llm.chat import Finish
 from fireclaw.store.agents import (
@@ -36,7 +55,7 @@ from fireclaw.store.agents import (
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from fireclaw.agents.templates import Limits
+    from fireclaw.agents.outfit import Outfit
     from fireclaw.llm.chat import ChatReply, ToolCall
 
 MAX_WAITING = 5  # lines that wait for their turn; more are refused in words
@@ -48,144 +67,22 @@ NEXT_SIGN_S = 30.0
 INTERRUPTED = "[interrupted: the agent's host program was restarted while this ran; it may or may not have finished]"
 
 
-# Events
-
-
-@dataclass(frozen=True)
-class Heard:
-    """Somebody said something to the agent; its id is new."""
-
-    line: LineRow
-
-
-@dataclass(frozen=True)
-class Replied:
-    """The model replied."""
-
-    call_id: str
-    reply: ChatReply
-
-
-@dataclass(frozen=True)
-class ModelFailed:
-    """The model did not reply.
-
-    Attributes:
-        call_id: which call.
-        reason: why, for people.
-        unusable: it did, but with nothing that can be used, as often as it was asked.
-    """
-
-    call_id: str
-    reason: str
-    unusable: bool = False
-
-
-@dataclass(frozen=True)
-class ToolEnded:
-    """A tool call ended.
-
-    Attributes:
-        call_id: which one.
-        result: ``output`` for the model, and what else is known.
-        failed: it could not be made; ``output`` says why.
-    """
-
-    call_id: str
-    result: Mapping[str, object]
-    failed: bool = False
-
-
-@dataclass(frozen=True)
-class EffectBroke:
-    """An effect ended in a way that nobody foresaw."""
-
-    call_id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Tick:
-    """The time of the last ``Wait`` has come."""
-
-
-@dataclass(frozen=True)
-class Dismissed:
-    """The agent is being destroyed."""
-
-    by: str
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """A new daemon took over; comes first and once."""
-
-
-Event = Heard | Replied | ModelFailed | ToolEnded | EffectBroke | Tick | Dismissed | Recovered
-
-
-# Commands
-
-
-@dataclass(frozen=True)
-class Save:
-    """Commit this row."""
-
-    row: LineRow | TurnRow | StepRow
-
-
-@dataclass(frozen=True)
-class Say:
-    """Commit this line to the outbox; it is said after the commit."""
-
-    row: MessageRow
-
-
-@dataclass(frozen=True)
-class AskModel:
-    """Ask the model, with tools on offer unless the step is final."""
-
-    step: StepRow
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class CallTool:
-    """Make the call that the step's request describes."""
-
-    step: StepRow
-    turn: Turn
-
-
-@dataclass(frozen=True)
-class Drop:
-    """Cancel the effect on its way; its result is not wanted any more."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Send a ``Tick`` at this time (seconds since the epoch), or none."""
-
-    until: float | None
-
-
-Command = Save | Say | AskModel | CallTool | Drop | Wait
-
-
 class Engine:
     """One agent's mind at work.
 
     ::
 
-        engine = Engine(agent_id, epoch, limits, tools, turn=None, waiting=[])
+        engine = Engine(agent_id, epoch, outfit, turn=None, waiting=[])
         commands = engine.handle(Recovered(), now)
         commands = engine.handle(Heard(line), now)      # Save(line), Save(turn), Save(step), AskModel, Wait
+
+    Attributes:
+        outfit: what turns that begin from now on are made with; the one on its way keeps its own.
 
     Args:
         agent_id: whose.
         epoch: the daemon's; names what is said in it.
-        limits: how far a turn may go.
-        tools: the names of the tools on offer.
+        outfit: what turns that begin are made with.
         turn: the turn that ran when the last daemon ended.
         waiting: the lines that waited then, oldest first.
     """
@@ -194,20 +91,19 @@ class Engine:
         self,
         agent_id: str,
         epoch: int,
-        limits: Limits,
-        tools: tuple[str, ...],
+        outfit: Outfit,
         *,
         turn: Turn | None,
         waiting: Sequence[LineRow],
     ) -> None:
         self._agent_id = agent_id
         self._epoch = epoch
-        self._limits = limits
-        self._tools = tools
+        self.outfit = outfit
         self._turn = turn
         self._waiting = list(waiting)
         self._told_busy: set[str] = set()
         self._began = 0.0
+        self._parked_at: float | None = None  # since when the turn waits for people or another agent
         self._sign_at = 0.0
         self._signs = 0
         self._dismissed = ""
@@ -223,6 +119,17 @@ class Engine:
     def waiting(self) -> int:
         """How many lines wait for their turn."""
         return len(self._waiting)
+
+    @property
+    def asked(self) -> StepRow | None:
+        """The step that waits for an operator's yes."""
+        step = self._turn.open_step if self._turn else None
+        return step if step is not None and step.state is StepState.ASKED else None
+
+    @property
+    def turn(self) -> Turn | None:
+        """The turn that runs."""
+        return self._turn
 
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take an event in and return what is to be done, in order.
@@ -242,6 +149,8 @@ class Engine:
                 self._take_model_failure(event)
             case ToolEnded():
                 self._take_result(event)
+            case Decided():
+                self._take_decision(event)
             case EffectBroke():
                 if step := self._ending(event.call_id):
                     self._end_step(step, StepState.FAILED, {"error": event.reason})
@@ -268,7 +177,7 @@ class Engine:
             self._begin(line)
         elif len(self._waiting) < MAX_WAITING:
             self._queue(line, self._turn)
-        elif line.sender in self._told_busy:
+        elif line.sender in self._told_busy and line.role != ROLE_HANDOFF:
             self._out.append(Save(replace(line, state=LineState.REFUSED)))
         else:
             self._told_busy.add(line.sender)
@@ -283,6 +192,8 @@ class Engine:
 
     def _refuse(self, line: LineRow, words: str) -> None:
         self._out.append(Save(replace(line, state=LineState.REFUSED)))
+        if line.role == ROLE_HANDOFF:
+            self._out.append(Settle(line, done=False, words=words))
         self._say(line, f"{line.line_id}/refused", MessageKind.ANSWER, words)
 
     def _stop(self, line: LineRow) -> None:
@@ -301,7 +212,7 @@ class Engine:
             told.add((self._turn.line.sender, self._turn.line.target))
             self._cut_short(TurnState.STOPPED, f"stopped: I am being destroyed, as {by} wants it")
         for line in waiting:
-            if (line.sender, line.target) in told:
+            if (line.sender, line.target) in told and line.role != ROLE_HANDOFF:
                 self._out.append(Save(replace(line, state=LineState.REFUSED)))
             else:
                 told.add((line.sender, line.target))
@@ -313,7 +224,7 @@ class Engine:
         line = replace(line, state=LineState.TAKEN)
         turn_id = f"t{line.line_id}"
         row = TurnRow(turn_id, self._agent_id, line.line_id, line.conversation, TurnState.RUNNING, "", self._now)
-        self._turn = Turn(row, line)
+        self._turn = Turn(row, line, self.outfit)
         self._start_clocks()
         self._out += [Save(line), Save(row)]
         self._ask()
@@ -326,6 +237,11 @@ class Engine:
         step = self._turn.open_step
         if step is None:
             self._advance()
+        elif step.state is StepState.ASKED:
+            self._parked_at = self._now
+            self._out.append(AskApproval(step, self._turn))
+        elif step.kind is StepKind.TOOL and step.request["name"] in REPEATABLE:
+            self._call(step)
         elif step.kind is StepKind.TOOL:
             self._end_step(step, StepState.INTERRUPTED, {"output": INTERRUPTED})
             self._advance()
@@ -334,17 +250,28 @@ class Engine:
 
     def _start_clocks(self) -> None:
         self._began = self._now
+        self._parked_at = None
         self._sign_at = self._now + FIRST_SIGN_S
 
     @property
     def _deadline(self) -> float:
-        return self._began + self._limits.turn_seconds
+        if asked := self.asked:
+            return asked.started_at + self._working.outfit.approvals.seconds
+        return math.inf if self._parked_at is not None else self._began + self._working.outfit.limits.turn_seconds
+
+    def _go_on(self) -> None:
+        """Let the turn's clock go on after a wait, as if the wait had not been."""
+        if self._parked_at is not None:
+            self._began += self._now - self._parked_at
+            self._parked_at = None
 
     def _end(self, state: TurnState, answer: str) -> None:
         """End the turn with these words, and take up the next line."""
         turn = self._working
         self._out.append(Save(replace(turn.row, state=state, answer=answer, finished_at=self._now)))
         number = len(turn.steps)
+        if turn.line.role == ROLE_HANDOFF:
+            self._out.append(Settle(turn.line, done=state is TurnState.DONE, words=answer))
         for part, text in enumerate(lines_of(answer, address=_address(turn.line))):
             self._say_line(turn.line, f"{turn.row.turn_id}/{number}/{part}", MessageKind.ANSWER, text)
         self._turn = None
@@ -367,7 +294,7 @@ class Engine:
     def _ask(self, *, final: bool = False) -> None:
         """Ask the model; at the end of its chances without tools, so that it can only answer."""
         turn = self._working
-        final = final or turn.model_steps >= self._limits.steps - 1 or turn.wasted >= MAX_WASTED
+        final = final or turn.model_steps >= turn.outfit.limits.steps - 1 or turn.wasted >= MAX_WASTED
         step = self._start_step(StepKind.FINAL if final else StepKind.MODEL, {})
         self._out.append(AskModel(step, turn))
 
@@ -375,34 +302,63 @@ class Engine:
         """Make the next call that the model wants, or tell it how all of them went."""
         turn = self._working
         for call in turn.pending:
-            reason = call.error or refusal(call.name, call.arguments, self._tools)
-            if not reason and turn.times_made(call) >= MAX_SAME_CALL:
-                reason = (
-                    f"refused: you made this very call {MAX_SAME_CALL} times; use what it gave, or do something else"
-                )
-            if not reason:
-                self._out.append(CallTool(self._start_step(StepKind.TOOL, self._request(call)), turn))
-                return
-            step = self._start_step(StepKind.TOOL, self._request(call), save=False)
-            self._end_step(step, StepState.REFUSED, {"output": reason})
+            if reason := self._objection(turn, call):
+                step = self._start_step(StepKind.TOOL, self._request(call), save=False)
+                self._end_step(step, StepState.REFUSED, {"output": reason})
+                continue
+            if pattern := matching(turn.outfit.approvals.commands, call.name, call.arguments):
+                self._ask_approval(turn, {**self._request(call), "needs_approval": pattern})
+            else:
+                self._call(self._start_step(StepKind.TOOL, self._request(call)))
+            return
         self._ask()
+
+    def _objection(self, turn: Turn, call: ToolCall) -> str:
+        """Say why a call is not made, in words for the model; empty where it is."""
+        if reason := call.error or refusal(call.name, call.arguments, turn.outfit.names):
+            return reason
+        if turn.was_denied(call):
+            return "refused: this very call was refused already; do something else, or say that you may not"
+        if call.name not in POLLING and turn.times_made(call) >= MAX_SAME_CALL:
+            return f"refused: you made this very call {MAX_SAME_CALL} times; use what it gave, or do something else"
+        return ""
+
+    def _call(self, step: StepRow) -> None:
+        if step.request["name"] == "handoff":
+            self._parked_at = self._now
+        self._out.append(CallTool(step, self._working))
+
+    def _ask_approval(self, turn: Turn, request: Mapping[str, object]) -> None:
+        step = self._start_step(StepKind.TOOL, request, state=StepState.ASKED)
+        self._parked_at = self._now
+        self._out.append(AskApproval(step, turn))
+        minutes = -(-turn.outfit.approvals.seconds // 60)
+        words = f"an operator must say yes to `{_command_of(step)}`; I wait up to {minutes} min"
+        self._say(turn.line, f"{step.call_id}/asked", MessageKind.ACK, words)
 
     def _request(self, call: ToolCall) -> dict[str, object]:
         steps = self._working.steps
         asked_by = next(step.call_id for step in reversed(steps) if step.kind is not StepKind.TOOL)
         return {**request_of(call), "asked_by": asked_by}
 
-    def _start_step(self, kind: StepKind, request: Mapping[str, object], *, save: bool = True) -> StepRow:
+    def _start_step(
+        self,
+        kind: StepKind,
+        request: Mapping[str, object],
+        *,
+        state: StepState = StepState.STARTED,
+        save: bool = True,
+    ) -> StepRow:
         turn = self._working
         number = len(turn.steps)
-        step = StepRow(turn.row.turn_id, number, kind, StepState.STARTED, request, {}, self._now)
+        step = StepRow(turn.row.turn_id, number, kind, state, request, {}, self._now)
         turn.put(step)
         if save:
             self._out.append(Save(step))
         return step
 
     def _end_step(self, step: StepRow, state: StepState, result: Mapping[str, object]) -> None:
-        ended = replace(step, state=state, result=result, finished_at=self._now)
+        ended = replace(step, state=state, result={**step.result, **result}, finished_at=self._now)
         self._working.put(ended)
         self._out.append(Save(ended))
 
@@ -456,7 +412,24 @@ class Engine:
 
     def _take_result(self, event: ToolEnded) -> None:
         if step := self._ending(event.call_id):
+            self._go_on()
+            self._out += [Save(row) for row in event.rows]
             self._end_step(step, StepState.FAILED if event.failed else StepState.DONE, event.result)
+            self._advance()
+
+    def _take_decision(self, event: Decided) -> None:
+        step = self.asked
+        if step is None or step.call_id != event.call_id:
+            return
+        self._go_on()
+        if event.approved:
+            step = replace(step, state=StepState.STARTED, result={"approved_by": event.by}, started_at=self._now)
+            self._working.put(step)
+            self._out.append(Save(step))
+            self._call(step)
+        else:
+            words = f"refused: {event.by}, an operator, said no; do not try it in another way"
+            self._end_step(step, StepState.REFUSED, {"output": words, "denied_by": event.by})
             self._advance()
 
     # Time
@@ -464,8 +437,10 @@ class Engine:
     def _tick(self) -> None:
         if self._turn is None:
             return
-        if self._now >= self._deadline:
-            seconds = self._limits.turn_seconds
+        if self._now >= self._deadline and (step := self.asked):
+            self._expire(step)
+        elif self._now >= self._deadline:
+            seconds = self._turn.outfit.limits.turn_seconds
             words = f"I gave up after {seconds} s, the time limit of a turn, {_doing(self._turn, self._now)}"
             self._cut_short(TurnState.FAILED, words)
         elif self._now >= self._sign_at:
@@ -474,12 +449,25 @@ class Engine:
             message_id = f"{self._turn.row.turn_id}/sign/{self._epoch}.{self._signs}"
             self._say_line(self._turn.line, message_id, MessageKind.SIGN, f"is {_doing(self._turn, self._now)}")
 
+    def _expire(self, step: StepRow) -> None:
+        """Go on without a yes that did not come in time."""
+        turn = self._working
+        self._go_on()
+        words = f"refused: no operator said yes within {turn.outfit.approvals.seconds} s; say so"
+        self._end_step(step, StepState.REFUSED, {"output": words, "denied_by": ""})
+        self._say(
+            turn.line, f"{step.call_id}/expired", MessageKind.ACK, f"nobody said yes to `{_command_of(step)}` in time"
+        )
+        self._advance()
+
     # Words
 
     def _say(self, line: LineRow, message_id: str, kind: MessageKind, words: str) -> None:
         self._say_line(line, message_id, kind, lines_of(words, address=_address(line))[0])
 
     def _say_line(self, line: LineRow, message_id: str, kind: MessageKind, text: str) -> None:
+        if line.role == ROLE_HANDOFF:
+            return
         row = MessageRow(
             message_id, self._agent_id, line.line_id, line.target, kind, text, MessageState.QUEUED, self._now
         )
@@ -526,6 +514,20 @@ def _doing(turn: Turn, now: float) -> str:
     seconds = f"{max(0.0, now - step.started_at):.0f} s"
     if step.kind is not StepKind.TOOL:
         return f"thinking, {seconds}"
+    if step.state is StepState.ASKED:
+        return f"waiting for an operator's yes to `{_command_of(step)}`, {seconds}"
+    name = str(step.request["name"])
+    if name == "run_command":
+        return f"running `{_command_of(step)}`, {seconds}"
+    if name == "handoff":
+        return f"waiting for {one_line(str(_argument(step, 'to')), 30)}, {seconds}"
+    return f"using {name}, {seconds}"
+
+
+def _command_of(step: StepRow) -> str:
+    return one_line(str(_argument(step, "command")), 80)
+
+
+def _argument(step: StepRow, name: str) -> object:
     arguments = step.request["arguments"]
-    command = arguments.get("command", "") if isinstance(arguments, dict) else ""
-    return f"running `{one_line(str(command), 80)}`, {seconds}"
+    return arguments.get(name, "") if isinstance(arguments, dict) else ""

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
+from fireclaw.agents.ports import KEPT_BYTES
 from fireclaw.errors import ChannelLostError, VmmError
 
 if TYPE_CHECKING:
@@ -49,8 +50,10 @@ class LateHands:
             self._making = asyncio.create_task(self._made(), name=f"machine of {self._name}")
             self._making.add_done_callback(self._log_failure)
 
-    async def run(self, command: str, *, timeout_s: float) -> CommandResult:
-        """Run a command in the machine, which is waited for.
+    async def run(
+        self, script: str, *arguments: str, timeout_s: float, stdin: bytes = b"", keep: int = KEPT_BYTES
+    ) -> CommandResult:
+        """Run a script in the machine, which is waited for; see ``fireclaw.agents.ports.Hands``.
 
         Raises:
             FireclawError: there is no machine, or it could not do it. A lost one is made anew by the next call.
@@ -60,12 +63,13 @@ class LateHands:
         making = self._making
         hands = await asyncio.shield(making)
         try:
-            return await hands.run(command, timeout_s=timeout_s)
+            return await hands.run(script, *arguments, timeout_s=timeout_s, stdin=stdin, keep=keep)
         except (ChannelLostError, VmmError) as error:
             if self._making is making:
                 self._making = None
             raise ChannelLostError(
-                f"the machine was lost with all that was in it: {error.message}", hint="the next command gets a new one"
+                f"the machine was lost with all but its workspace: {error.message}",
+                hint="the next command gets a new one",
             ) from error
 
     async def aclose(self) -> None:

@@ -6,7 +6,7 @@ The daemon fills them with the IRC client, the gateway, the machine of the agent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from fireclaw.irc.events import Message
     from fireclaw.irc.message import Kind
     from fireclaw.llm.chat import ChatReply, ChatRequest
+    from fireclaw.store.agents import LineRow
+
+
+KEPT_BYTES: Final = 64 * 1024
 
 
 class Delivery(Protocol):
@@ -92,6 +96,7 @@ class CommandResult:
         timed_out: it was ended at its time limit.
         duration_s: how long it ran.
         command_id: its id in the record.
+        transcript: both outputs as they came, with more of them than the two before have.
     """
 
     status: int
@@ -100,6 +105,7 @@ class CommandResult:
     timed_out: bool
     duration_s: float
     command_id: str
+    transcript: bytes = b""
 
 
 class Hands(Protocol):
@@ -110,8 +116,19 @@ class Hands(Protocol):
         """The machine."""
         ...
 
-    async def run(self, command: str, *, timeout_s: float) -> CommandResult:
-        """Run a shell command as the user ``agent``, with no_new_privs and an empty bounding set.
+    async def run(
+        self, script: str, *arguments: str, timeout_s: float, stdin: bytes = b"", keep: int = KEPT_BYTES
+    ) -> CommandResult:
+        """Run ``/bin/sh -c script sh arguments`` as the user ``agent``, with no_new_privs and an empty bounding set.
+
+        It runs in the workspace, or where there is none, in the user's home.
+
+        Args:
+            script: for the shell.
+            arguments: its ``$1`` and so on.
+            timeout_s: it is killed after so many seconds.
+            stdin: what it can read; then, or at once, the end.
+            keep: how many bytes of each output are kept, half of them from its beginning, half from its end.
 
         Raises:
             MachineError: the machine could not do it.
@@ -130,8 +147,14 @@ class Office(Protocol):
         """
         ...
 
-    async def destroy_machine(self, name: str) -> None:
-        """Remove the agent's machine; harmless where there is none."""
+    async def destroy_machine(self, agent_id: str, name: str, *, keep: bool) -> None:
+        """Remove the agent's machine and its workspace; harmless where there is none.
+
+        Args:
+            agent_id: the agent's.
+            name: the agent's.
+            keep: the workspace stays, for the next agent of that name.
+        """
         ...
 
     async def connect(self, nick: str, on_message: Callable[[Message], None]) -> Voice:
@@ -141,6 +164,47 @@ class Office(Protocol):
             FireclawError: it is not possible.
         """
         ...
+
+    def announce(self, text: str) -> None:
+        """Tell the operators something, in ``#control``, soon."""
+        ...
+
+
+class Colleagues(Protocol):
+    """The other agents, as far as one can turn to them."""
+
+    async def hand_over(self, handoff: Handoff) -> str:
+        """Have another agent do something, and wait for its result.
+
+        Handing over the same again, after a crash, waits for the result of the first time.
+
+        Raises:
+            FireclawError: it cannot be handed over, or it was not done; the message is for the model.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """Work for another agent.
+
+    Attributes:
+        handoff_id: the id of the call that hands it over.
+        sender: the name of the one who hands it over.
+        line: the line that the sender works on.
+        receiver: the name of the one who is to do it.
+        task: what is to be done.
+        context: what the receiver must know.
+        done_when: how to tell that it is done.
+    """
+
+    handoff_id: str
+    sender: str
+    line: LineRow
+    receiver: str
+    task: str
+    context: str
+    done_when: str
 
 
 class Record(Protocol):

@@ -15,11 +15,15 @@ from fireclaw.store.agents import StepKind, StepState
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from fireclaw.agents.outfit import Outfit
     from fireclaw.llm.chat import ChatReply
     from fireclaw.store.agents import LineRow, StepRow, TurnRow
 
 Group = tuple[ChatMessage, ...]
 """Messages that only make sense together: a call with its results, or a whole earlier turn."""
+
+ROLE_PERSON = "person"
+ROLE_HANDOFF = "handoff"  # the line is work that another agent handed over; its text is a JSON object
 
 _NOT_MADE = "[this call was not made]"
 
@@ -31,18 +35,20 @@ class Turn:
     Attributes:
         row: its row, as committed last.
         line: the line that it answers.
+        outfit: what it is made with, from its beginning to its end.
         steps: its steps in order, as committed last.
     """
 
     row: TurnRow
     line: LineRow
+    outfit: Outfit
     steps: list[StepRow] = field(default_factory=list)
 
     @property
     def open_step(self) -> StepRow | None:
-        """The step whose effect is on its way, or was when its daemon ended."""
+        """The step whose effect is on its way, or was when its daemon ended, or that waits for a yes."""
         last = self.steps[-1] if self.steps else None
-        return last if last is not None and last.state is StepState.STARTED else None
+        return last if last is not None and last.state in {StepState.ASKED, StepState.STARTED} else None
 
     @property
     def model_steps(self) -> int:
@@ -69,13 +75,20 @@ class Turn:
 
     def times_made(self, call: ToolCall) -> int:
         """How often this very call was made in this turn."""
+        return sum(step.state is not StepState.REFUSED for step in self._like(call))
+
+    def was_denied(self, call: ToolCall) -> bool:
+        """Whether the operators were asked about this very call in this turn, and did not say yes."""
+        return any("denied_by" in step.result for step in self._like(call))
+
+    def _like(self, call: ToolCall) -> list[StepRow]:
         wanted = call_key(call)
-        return sum(
-            step.kind is StepKind.TOOL
-            and step.state is not StepState.REFUSED
-            and (step.request["name"], json.dumps(step.request["arguments"], sort_keys=True)) == wanted
+        return [
+            step
             for step in self.steps
-        )
+            if step.kind is StepKind.TOOL
+            and (step.request["name"], json.dumps(step.request["arguments"], sort_keys=True)) == wanted
+        ]
 
     def put(self, step: StepRow) -> None:
         """Add a step, or put a newer state of one in its place."""
@@ -140,8 +153,29 @@ def past_turn(row: TurnRow, line: LineRow, steps: Iterable[StepRow]) -> Group:
 
 
 def question(line: LineRow) -> ChatMessage:
-    """Hand over a line of chat as data."""
+    """Hand over a line of chat, or what another agent wants done, as data."""
+    if line.role == ROLE_HANDOFF:
+        return ChatMessage(Role.USER, _handed_over(line))
     return ChatMessage(Role.USER, envelope(line.sender, line.text))
+
+
+def person_of(line: LineRow) -> str:
+    """Return the nick of the person for whom a line is worked on, be it through another agent."""
+    if line.role == ROLE_HANDOFF:
+        record = cast("Mapping[str, str]", json.loads(line.text))
+        return record["asked_by"]
+    return line.sender
+
+
+def _handed_over(line: LineRow) -> str:
+    """Show a handoff: one line for each of its parts, so that none of them can pass for another."""
+    record = cast("Mapping[str, str]", json.loads(line.text))
+    parts = (f"{key.replace('_', ' ')}: {_in_one_line(value)}" for key, value in record.items() if value)
+    return "\n".join([f"<{line.sender}> [an agent hands you a task; your answer is its result]", *parts])
+
+
+def _in_one_line(text: str) -> str:
+    return text if len(text.splitlines()) <= 1 else json.dumps(text, ensure_ascii=False)
 
 
 def envelope(sender: str, text: str) -> str:

@@ -1,7 +1,8 @@
 """What the store knows of agents: who they are, what they were asked, how far they got, and what they said.
 
-Five tables. ``agents`` has one row an agent. ``inbox`` has one row a line that was addressed to it, ``turns`` one row a
-line that it took up, ``steps`` one row a model call or tool call of a turn, ``outbox`` one row a line that it says.
+Six tables. ``agents`` has one row an agent, ``agent_settings`` one for what was changed of its template while it lives.
+``inbox`` has one row a line that was addressed to it, ``turns`` one row a line that it took up, ``steps`` one row a
+model call or tool call of a turn, ``outbox`` one row a line that it says.
 Lines and messages have deterministic ids and are inserted once; everything else about them is a state that moves on.
 
 Every row of an agent has one writer, the daemon whose (host_id, epoch) its ``agents`` row names. A ``Notebook`` writes
@@ -17,6 +18,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from fireclaw.errors import ConflictError
+from fireclaw.store import handoffs, memory
+from fireclaw.store.handoffs import HandoffRow
+from fireclaw.store.memory import MemoryRow
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,6 +42,11 @@ CREATE TABLE IF NOT EXISTS agents (
     created_at DOUBLE PRECISION NOT NULL
 );
 CREATE UNIQUE INDEX IF NOT EXISTS agents_by_nick ON agents (lower(name));
+CREATE TABLE IF NOT EXISTS agent_settings (
+    agent_id TEXT PRIMARY KEY REFERENCES agents (agent_id) ON DELETE CASCADE,
+    model TEXT NOT NULL,
+    persona TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS inbox (
     line_id TEXT PRIMARY KEY,
     agent_id TEXT NOT NULL REFERENCES agents (agent_id) ON DELETE CASCADE,
@@ -96,6 +105,7 @@ class AgentState(StrEnum):
 
     LIVE = "live"
     DESTROYING = "destroying"  # what is left of it goes, also after a crash
+    RETIRING = "retiring"  # the same, but memory and workspace stay, for the next agent of its name
 
 
 class LineState(StrEnum):
@@ -126,6 +136,7 @@ class StepKind(StrEnum):
 class StepState(StrEnum):
     """How a step stands. ``started`` is committed before its effect, the others after it."""
 
+    ASKED = "asked"  # a tool call that waits for an operator's yes; nothing has begun
     STARTED = "started"
     DONE = "done"
     FAILED = "failed"
@@ -285,7 +296,20 @@ class MessageRow:
     created_at: float
 
 
-Row = LineRow | TurnRow | StepRow | MessageRow
+@dataclass(frozen=True)
+class Settings:
+    """What was set for one agent, over its template.
+
+    Attributes:
+        model: the model's name; empty: the template's choice.
+        persona: whose persona it has; empty: the template's own.
+    """
+
+    model: str = ""
+    persona: str = ""
+
+
+Row = LineRow | TurnRow | StepRow | MessageRow | MemoryRow | HandoffRow
 
 
 class NotOursError(ConflictError):
@@ -341,6 +365,31 @@ class AgentRows:
             NotOursError: it is not ours any more.
         """
         self._update(agent_id, "machine_id", machine_id)
+
+    def settings(self, agent_id: str) -> Settings:
+        """Return what was set for an agent."""
+        found = self._db.query("SELECT model, persona FROM agent_settings WHERE agent_id = ?", (agent_id,))
+        return Settings(**found[0]) if found else Settings()
+
+    def set_settings(self, agent_id: str, settings: Settings) -> None:
+        """Set something for an agent.
+
+        Raises:
+            NotOursError: it is not ours any more.
+        """
+        values = {"agent_id": agent_id, **vars(settings)}
+        with self._db.transaction() as tx:
+            _guard(tx, agent_id, self._host)
+            _insert(tx, "agent_settings", values, key="agent_id", moving=("model", "persona"))
+
+    def ids(self) -> set[str]:
+        """Return the ids of all agents that there are, on whichever host."""
+        return {str(row["agent_id"]) for row in self._db.query("SELECT agent_id FROM agents", ())}
+
+    def find(self, name: str) -> AgentRow | None:
+        """Return the agent of that name, whatever its case."""
+        found = self._db.query("SELECT * FROM agents WHERE lower(name) = lower(?)", (name,))
+        return AgentRow(**{**found[0], "state": AgentState(found[0]["state"])}) if found else None
 
     def remove(self, agent_id: str) -> None:
         """Remove an agent with all of its rows.
@@ -489,10 +538,14 @@ def _write(tx: sqlite3.Connection, row: Row) -> None:
             _insert(tx, "turns", values, key="turn_id", moving=("state", "answer", "finished_at"))
         case StepRow():
             values = {**vars(row), "request": json.dumps(row.request), "result": json.dumps(row.result)}
-            _insert(tx, "steps", values, key="turn_id, step", moving=("state", "result", "finished_at"))
+            _insert(tx, "steps", values, key="turn_id, step", moving=("state", "result", "started_at", "finished_at"))
         case MessageRow():
             values = _in_order(tx, "outbox", row)
             _insert(tx, "outbox", values, key="message_id", moving=("state",))
+        case MemoryRow():
+            memory.write(tx, row)
+        case HandoffRow():
+            handoffs.write(tx, row)
 
 
 def _in_order(tx: sqlite3.Connection, table: str, row: LineRow | TurnRow | MessageRow) -> dict[str, object]:
