@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import secrets
 import socket
@@ -133,6 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bin/demo", description=__doc__.partition("\n")[0])
     parser.add_argument("--keep", action="store_true", help="leave Fireclaw running afterwards")
     keep = parser.parse_args().keep
+    os.environ["OLLAMA_HOST"] = "127.0.0.1:9"  # the demo shows what comes with Fireclaw, not what else is on this host
     began = time.monotonic()
     try:
         fireclaw("setup")

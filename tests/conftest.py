@@ -156,7 +156,9 @@ class Cli:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.env = {**os.environ, "FIRECLAW_HOME": str(home.data), "FIRECLAW_IRC_PORT": "0"}
+        # No Ollama, were there one on this host: it would serve in the place of the model that a test names.
+        quiet = {"FIRECLAW_IRC_PORT": "0", "OLLAMA_HOST": "127.0.0.1:9"}
+        self.env = {**os.environ, "FIRECLAW_HOME": str(home.data), **quiet}
 
     def __call__(
         self, *arguments: str, stdin: bytes | None = b"", timeout: float = 120

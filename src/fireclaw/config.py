@@ -84,13 +84,15 @@ class ModelConfig(_Section):
     base_url: str | None = Field(
         default=None,
         pattern=r"^https?://\S+$",
-        description="An OpenAI-compatible server, e.g. `http://127.0.0.1:11434/v1`; otherwise the embedded one.",
+        description="An OpenAI-compatible server, e.g. `http://127.0.0.1:8000/v1`; otherwise a running Ollama or the"
+        " embedded one.",
     )
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="The model's name there, or of the catalogue for the embedded server; otherwise one that suits"
-        " this host.",
+        description="The default model, with or without its provider (`ollama:qwen2.5`, `anthropic:NAME`, `embedded`,"
+        " which ignores Ollama); otherwise the first of `base_url`'s server, the best of a running Ollama, or the"
+        " embedded one that suits this host.",
     )
     api_key_file: AbsolutePath | None = Field(
         default=None, description="A file that holds the server's key and nothing else."

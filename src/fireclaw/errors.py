@@ -157,7 +157,7 @@ class ModelError(FireclawError):
     """A model call failed.
 
     Attributes:
-        kind: ``unreachable``, ``refused``, ``overloaded``, ``context``, ``bad-output`` or ``timeout``.
+        kind: ``unreachable``, ``refused``, ``overloaded``, ``context``, ``bad-output``, ``timeout`` or ``budget``.
     """
 
     code = "model"

@@ -10,18 +10,24 @@ import json
 import os
 import signal
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING
 
 from fireclaw.daemon.bodies import AgentStatus, Exit, IrcStatus, MachineInfo, ModelStatus, Status, VmmStatus
 from fireclaw.daemon.process import main
 from fireclaw.errors import FireclawError, MachineError, NotFoundError
+from fireclaw.llm.gateway import Gateway
+from fireclaw.llm.settings import ModelSettings
+from fireclaw.store.database import Database
+from fireclaw.store.hosts import open_host
+from fireclaw.store.spending import Spending
 from fireclaw.wire.frames import FrameReader, Kind, pack, pack_json
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from fireclaw.agents.memory import Memory
     from fireclaw.config import Config
     from fireclaw.daemon.bodies import CreateRequest, ExecRequest, RunRequest
     from fireclaw.daemon.conversation import Conversation
@@ -41,9 +47,11 @@ class FakeSupervisor:
         busy: as in the protocol.
         failure: what ``up`` raises.
         setups: how often ``setup`` was asked for.
+        gateway: as in the protocol; never started.
+        spending: as in the protocol; nothing was spent.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, home: Home) -> None:
         self.started = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.go_on = asyncio.Event()
@@ -52,7 +60,21 @@ class FakeSupervisor:
         self.busy = False
         self.failure: FireclawError | None = None
         self.setups = 0
+        self._store = Database(home.data / "fake.db")
+        self.gateway = Gateway(ModelSettings(), lambda *_: None, models=home.models)
+        self.spending = Spending(self._store, open_host(self._store))
         self._names: dict[str, str] = {"worker": "debian"}
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def memory(self, name: str) -> Memory:
+        """Know of nobody."""
+        raise NotFoundError.named("agent", name, [])
+
+    def reload(self) -> None:
+        """Have no templates."""
 
     async def run(self, request: RunRequest, talk: Conversation) -> Exit:
         """Run one of ``_Commands``."""
@@ -217,7 +239,8 @@ class _Commands:
 async def open_fake(home: Home, config: Config) -> AsyncIterator[FakeSupervisor]:  # noqa: ARG001
     """Stand in for ``open_supervisor``."""
     home.database.touch()
-    yield FakeSupervisor()
+    with closing(FakeSupervisor(home)) as fake:
+        yield fake
 
 
 if __name__ == "__main__":

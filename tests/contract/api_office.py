@@ -96,7 +96,7 @@ async def served_office() -> AsyncIterator[Office]:
         home.make()
         listener.bind(str(home.socket))
         listener.listen()
-        fake = FakeSupervisor()
+        fake = FakeSupervisor(home)
         api = Api(fake, home)
         server = ApiServer(api, listener)
         await server.start()
@@ -105,6 +105,7 @@ async def served_office() -> AsyncIterator[Office]:
         finally:
             await api.aclose()
             await server.aclose()
+            fake.close()
 
 
 @contextmanager

@@ -33,6 +33,7 @@ class FakeControl:
     def __init__(self) -> None:
         self.agents: dict[str, str] = {}
         self.by: list[Person] = []
+        self.asked: list[tuple[object, ...]] = []
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -48,12 +49,44 @@ class FakeControl:
         self.agents[nick] = template
         return nick
 
-    async def destroy(self, name: str, by: Person) -> None:
+    async def destroy(self, name: str, by: Person, *, keep: bool) -> None:
         """End one."""
+        self._take(name, by, "destroy", keep)
+        del self.agents[name]
+
+    def decide(self, name: str, code: str, by: Person, *, approved: bool) -> str:
+        """Note the decision."""
+        self._take(name, by, code, approved)
+        return "rm -rf build"
+
+    async def set_model(self, name: str, model: str | None, by: Person) -> str:
+        """Note the model."""
+        self._take(name, by, model)
+        return f"ollama:{model}" if model else "tiny"
+
+    def set_persona(self, name: str, template: str | None, by: Person) -> str:
+        """Note the persona."""
+        self._take(name, by, template)
+        return template or self.agents[name]
+
+    def reload(self, name: str | None, by: str) -> Sequence[str]:
+        """Find one wrong template."""
+        self.asked.append((name, by))
+        return ["coder.toml:3: unknown key 'toolz'"]
+
+    async def models(self) -> Sequence[str]:
+        """More than fit."""
+        return [f"  ollama:model{number}: installed" for number in range(30)]
+
+    def cost(self, name: str | None) -> Sequence[str]:
+        """Something for all, nothing for one."""
+        return [f"{name}: $0.00"] if name else ["ada: $1.00", "together: $1.00"]
+
+    def _take(self, name: str, by: Person, *wish: object) -> None:
         if name not in self.agents:
             raise NotFoundError.named("agent", name, self.agents)
         self.by.append(by)
-        del self.agents[name]
+        self.asked.append((name, *wish))
 
     def list(self) -> Sequence[AgentLine]:
         """The agents."""
@@ -178,6 +211,50 @@ async def test_an_operator_makes_and_ends_agents(ngircd: RunningNgircd, control:
     )
 
 
+CHANGES = [
+    ("!approve ada 3f2c", "ada runs `rm -rf build`", ("ada", "3f2c", True)),
+    ("!approve ada 3f2c no", "ada does not run `rm -rf build`", ("ada", "3f2c", False)),
+    ("!model ada qwen2.5", "ada thinks with ollama:qwen2.5 from its next turn on", ("ada", "qwen2.5")),
+    ("!model ada", "ada thinks with tiny from its next turn on", ("ada", None)),
+    ("!persona ada coder", "ada has the persona of coder from its next turn on", ("ada", "coder")),
+    ("!persona ada", "ada has the persona of worker from its next turn on", ("ada", None)),
+    ("!reload", "the templates were read anew", (None, "ann")),
+    ("!reload ada", "the templates were read anew", ("ada", "ann")),
+    ("!destroy ada", "ada is gone", ("ada", "destroy", False)),
+    ("!destroy ada keep", "ada is gone; its memory and /workspace wait for the next ada", ("ada", "destroy", True)),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=[line for line, _, _ in CHANGES])
+@pytest.mark.usefixtures("overseer")
+async def test_what_changes_an_agent_needs_a_proved_operator(
+    ngircd: RunningNgircd, control: FakeControl, ledger: Ledger, change: tuple[str, str, tuple[object, ...]]
+) -> None:
+    """An operator's wish reaches the agents as it was typed; anybody else's is refused, told and recorded."""
+    line, words, wish = change
+    control.agents["ada"] = "worker"
+    async with person(ngircd, "bob") as bob:
+        await bob.send(f"PRIVMSG #control :{line}")
+        assert "you are not an operator of" in await answer(bob)
+        assert control.asked == []
+        assert (ledger.types, ledger.last("control.refused")["line"]) == (["control.refused"], line)
+    async with person(ngircd, "ann", operator=True) as ann:
+        await ann.send(f"PRIVMSG #control :{line}")
+        assert await answer(ann) == words
+        if line.startswith("!reload"):
+            assert await answer(ann) == "coder.toml:3: unknown key 'toolz'"
+    assert control.asked == [wish]
+    assert ledger.types[1:] == ["control.accepted", "control.done"]
+
+
+async def test_an_announcement_reaches_the_operators(ngircd: RunningNgircd, overseer: Overseer) -> None:
+    """What an agent asks its operators is said in #control, as NOTICE, however long it is."""
+    async with person(ngircd, "bob") as bob:
+        overseer.announce("ada wants to run `" + "x" * 600 + "`")
+        said = await answer(bob) + await answer(bob)
+    assert said == "ada wants to run `" + "x" * 600 + "`"
+
+
 @pytest.mark.usefixtures("overseer")
 async def test_without_the_operator_flag_destroy_is_refused(
     ngircd: RunningNgircd, control: FakeControl, ledger: Ledger
@@ -212,6 +289,11 @@ async def test_everybody_may_look(ngircd: RunningNgircd, control: FakeControl) -
         assert await answer(bob) == "worker: does what it is told"
         await bob.send("PRIVMSG #control :!help")
         assert "!list" in await answer(bob)
+        await bob.send("PRIVMSG #control :!cost", "PRIVMSG #control :!cost ada")
+        assert [await answer(bob) for _ in range(3)] == ["ada: $1.00", "together: $1.00", "ada: $0.00"]
+        await bob.send("PRIVMSG #control :!models")
+        lines = [await answer(bob) for _ in range(20)]
+        assert (lines[0], lines[-1]) == ("ollama:model0: installed", "… and 11 more")
 
 
 @pytest.mark.usefixtures("overseer")
@@ -294,7 +376,8 @@ async def test_too_many_commands_are_refused_once(ngircd: RunningNgircd, ledger:
     ("line", "words"),
     [
         ("!lst", "cannot do !lst: there is no !lst (did you mean !list?)"),
-        ("!destroy", "cannot do !destroy: the syntax is: !destroy NAME (for example: !destroy ada)"),
+        ("!destroy", "cannot do !destroy: the syntax is: !destroy NAME [keep] (for example: !destroy ada)"),
+        ("!model bob tiny", "cannot model bob tiny: no agent named 'bob' (there is no agent yet)"),
         ("!help lst", "cannot help lst: there is no !lst (did you mean !list?)"),
         ("!invoke werker", "cannot invoke werker: no template named 'werker' (did you mean 'worker'?)"),
         ("!invoke defect", "cannot invoke defect: an error inside Fireclaw (its log tells more)"),

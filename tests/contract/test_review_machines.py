@@ -268,6 +268,6 @@ async def test_an_agent_does_not_take_a_persons_machine(rooms: Rooms) -> None:
 
     with pytest.raises(ConflictError, match="not an agent's"):
         await office.make_machine("id", "worker", office._templates.get("worker"))
-    await office.destroy_machine("worker")
+    await office.destroy_machine("id", "worker", keep=False)
 
     assert rooms.machines.get("worker") is machine

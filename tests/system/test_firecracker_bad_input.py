@@ -190,7 +190,7 @@ def test_a_kvm_that_is_closed_to_a_person() -> None:
     argv = ["unshare", "--mount", "sh", "-c", _CLOSED_KVM, group, *person, sys.executable, "-m", "fireclaw", "doctor"]
     with tempfile.TemporaryDirectory(prefix="fct-", dir="/tmp") as home:
         shutil.chown(home, "nobody", "nogroup")
-        env = os.environ | {"FIRECLAW_HOME": home, "FIRECLAW_IRC_PORT": "0"}
+        env = os.environ | {"FIRECLAW_HOME": home, "FIRECLAW_IRC_PORT": "0", "OLLAMA_HOST": "127.0.0.1:9"}
         done = subprocess.run([*argv, "--json"], env=env, capture_output=True, timeout=60, check=False, cwd="/")
 
     (found,) = (check for check in json.loads(done.stdout) if check["name"] == "kvm")

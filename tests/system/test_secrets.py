@@ -98,17 +98,17 @@ def test_the_search_finds_what_is_there(office: Office, tmp_path: Path) -> None:
 
 
 def test_no_secret_is_in_the_memory_of_a_guest(office: Office) -> None:
-    """Neither a running agent's machine, its VMM included, nor the snapshot that it came from holds a canary."""
+    """Neither a running agent's machine, its VMM included, nor the snapshots that machines come from hold a canary."""
     (vmm,) = office.children("vmm")
     assert not process_holds(vmm, CANARY)
-    (memory,) = office.home.snapshots.glob("*/memory")
-    assert memory.stat().st_size == GUEST_MEMORY
-    assert not file_holds(memory, CANARY)
+    memories = list(office.home.snapshots.glob("*/memory"))
+    assert [memory.stat().st_size for memory in memories] == [GUEST_MEMORY] * 2  # without a workspace, and with one
+    assert not any(file_holds(memory, CANARY) for memory in memories)
     assert folder_holds(office.home.snapshots, CANARY) == []
 
 
 def test_no_secret_is_in_a_drive(office: Office) -> None:
-    """Image, runtime and initrd hold no canary."""
+    """Image, runtime, initrd and the agent's workspace hold no canary."""
     drives = [*office.home.images.glob("*/root.squashfs"), *office.home.runtimes.glob("*/root.squashfs")]
     assert len(drives) >= 2
     for drive in drives:
@@ -116,6 +116,8 @@ def test_no_secret_is_in_a_drive(office: Office) -> None:
     initrds = list(office.home.runtimes.glob("*/initrd.cpio"))
     assert initrds
     assert not any(file_holds(initrd, CANARY) for initrd in initrds)
+    (workspace,) = office.home.workspaces.glob("*.ext4")
+    assert not file_holds(workspace, CANARY)
 
 
 def test_no_secret_is_in_a_command_line_or_a_child_s_environment(office: Office) -> None:

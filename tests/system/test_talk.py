@@ -44,8 +44,18 @@ RULES = [
     Rule("noted, crane", user="note it", results=1),
     Rule(call("run_command", command="cat ~/note"), user="look it up", results=0),
     Rule("the note says crane", user="look it up", last="crane", results=1),
-    Rule("my machine was lost", user="look it up", last="the machine was lost with all that was in it", results=1),
+    Rule(
+        "my machine was lost",
+        user="look it up",
+        last="the machine was lost with all but its workspace",
+        results=1,
+    ),
     Rule("there is no note", user="look it up", last="No such file", results=1),
+    Rule(call("run_command", command="echo egret > file && sync file"), user="file it", results=0),
+    Rule("filed, egret", user="file it", results=1),
+    Rule(call("run_command", command="cat file"), user="fetch it", results=0),
+    Rule("the file says egret", user="fetch it", last="egret", results=1),
+    Rule("there is no file", user="fetch it", results=1),
     Rule("worker: what do you think?", user="ask the other one"),
     Rule("hello there", user="hello"),
     Rule("I do not know"),
@@ -196,12 +206,40 @@ def test_the_overseer_tells_by_notice_what_there_is(ann: Ii, bob: Ii, worker: st
         ("!list", rf"^{worker} \(worker, somebody-elses\): idle$"),
         ("!templates", "^worker: does what a shell can do"),
         ("!help", r"^!invoke TEMPLATE \[NAME\] .*!destroy NAME"),
-        ("!help destroy", "^!destroy NAME: .*operators only.*Example: !destroy"),
+        ("!models", "^\\* openai:somebody-elses: "),
+        (f"!cost {worker}", r"^openai:somebody-elses: \$0, \d+ calls"),
+        ("!help destroy", r"^!destroy NAME \[keep\]: .*operators only.*Example: !destroy"),
         ("!hepl", "there is no !hepl.*did you mean !help"),
     ):
         bob.say("#control", command)
         bob.wait("#control", "notice", pattern)
     assert not [line for line in bob.lines("#control") if line.nick == "overseer"]
+
+
+def test_a_living_agent_is_changed(office: Office, worker: str) -> None:
+    """A model that is not there changes nothing; one that is there, a persona and new templates hold at once."""
+    with office.person("kim") as kim:
+        kim.become_operator(office.irc)
+        kim.join("#control", "#agents")
+        kim.say("#control", f"!model {worker} somebody-elsez")
+        kim.wait("#control", "notice", f"^cannot model {worker} somebody-elsez: ")
+        kim.say("#control", f"!model {worker} openai:somebody-elses")
+        kim.wait("#control", "notice", f"^{worker} thinks with openai:somebody-elses ")
+        kim.say("#control", f"!persona {worker} quick")
+        kim.wait("#control", "notice", f"^{worker} has the persona of quick ")
+        assert kim.ask(worker, "hello") == "hello there"
+        for line in (f"!model {worker}", f"!persona {worker}"):
+            kim.say("#control", line)
+            kim.wait("#control", "notice", f"^{worker} .* from its next turn on$")
+        folder = office.home.config / "templates"
+        folder.mkdir()
+        (folder / "broken.toml").write_text("toolz = 1\n")
+        kim.say("#control", "!reload")
+        kim.wait("#control", "notice", "^the templates were read anew$")
+        kim.wait("#control", "notice", "broken.toml.*toolz")
+    (folder / "broken.toml").unlink()
+    os.kill(office.cli.daemon_pid, signal.SIGHUP)
+    until(lambda: office.entries("templates.loaded", by="SIGHUP"), "the daemon has read them")
 
 
 def test_an_unknown_template_brings_the_nearest_one(ann: Ii) -> None:
@@ -319,8 +357,9 @@ def test_a_question_survives_the_daemon_that_heard_it(office: Office, ann: Ii, w
 
 
 def test_a_machine_that_dies_is_told_and_replaced(office: Office, ann: Ii, worker: str) -> None:
-    """The next command fails in words, and the one after it has a new machine."""
+    """The next command fails in words, and the one after it has a new machine with the old workspace."""
     machine = office.machine_of(worker)
+    assert ann.ask(worker, "file it") == "filed, egret"
     (vmm,) = office.children("vmm")
     kill(vmm)
     until(lambda: not _machines(office), "its death is seen")
@@ -328,12 +367,13 @@ def test_a_machine_that_dies_is_told_and_replaced(office: Office, ann: Ii, worke
     assert agent["machine"] == ""
     assert ann.ask(worker, "look it up") == "my machine was lost"
     assert ann.ask(worker, "look it up again") == "there is no note"
+    assert ann.ask(worker, "fetch it") == "the file says egret"
     assert office.machine_of(worker) != machine
     assert office.cli("exec", worker, "--", "true").returncode == 0
 
 
 def test_down_is_quick_and_up_brings_the_agents_back(office: Office, ann: Ii, worker: str) -> None:
-    """Down in the middle of a turn ends all within seconds; the next up has the agent again, and its turn ends."""
+    """Down in the middle of a turn ends all within seconds; the next up has the agent again with its workspace."""
     ann.say("#agents", f"{worker}: wait until all is down")
     line = until(lambda: office.entries("irc.line", text="wait until all is down"), "it is heard")[0].data["line_id"]
     until(lambda: office.entries("tool.call", turn_id=f"t{line}"), "the turn waits")
@@ -349,6 +389,10 @@ def test_down_is_quick_and_up_brings_the_agents_back(office: Office, ann: Ii, wo
         assert [entry.data["answer"] for entry in done] == ["I was interrupted"]
         until(lambda: any(worker in line.text for line in zoe.lines("") + zoe.lines("#agents")), "the agent is there")
         assert zoe.ask(worker, "look it up") == "there is no note"
+        assert zoe.ask(worker, "fetch it") == "the file says egret"
+    (drive,) = office.home.workspaces.glob("*.ext4")
+    assert office.cli("prune").returncode == 0
+    assert drive.exists()
     verified = office.cli("ledger", "verify")
     assert verified.returncode == 0, verified.stdout
 

@@ -47,7 +47,7 @@ def _run(argv: Sequence[str], *, cwd: Path, home: Path | None = None) -> str:
     # Nothing of the test run's own Python may help: no variable of it, and no module in its working directory.
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "VIRTUAL_ENV"))}
     if home is not None:
-        env |= {"FIRECLAW_HOME": str(home), "FIRECLAW_IRC_PORT": "0"}
+        env |= {"FIRECLAW_HOME": str(home), "FIRECLAW_IRC_PORT": "0", "OLLAMA_HOST": "127.0.0.1:9"}
     done = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -7,8 +7,8 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fireclaw.daemon.hands import Kept
 from fireclaw.daemon.narrator import Narrator
-from fireclaw.daemon.seats import Kept
 
 
 async def test_all_who_listen_are_told_from_any_thread() -> None:

@@ -35,9 +35,9 @@ def test_help_lists_every_verb() -> None:
     assert len(text.encode()) <= 400
 
 
-@pytest.mark.parametrize("verb", ["invoke", "destroy"])
+@pytest.mark.parametrize("verb", ["invoke", "destroy", "approve", "model", "persona", "reload"])
 def test_what_changes_something_is_for_operators(verb: str) -> None:
-    """The verbs that make and end agents are marked as such."""
+    """The verbs that make, change and end agents are marked as such."""
     assert VERBS[verb].mutating
 
 
@@ -57,11 +57,23 @@ def test_parameters_may_be_left_out_where_the_syntax_says_so() -> None:
     """The name of an agent may be chosen or not."""
     assert parse_command("!invoke worker").arg(1) is None
     assert parse_command("!Invoke  worker   ada ").args == ("worker", "ada")
+    assert parse_command("!destroy ada KEEP").arg(1) == "KEEP"
 
 
-@pytest.mark.parametrize("text", ["!destroy", "!destroy a b", "!invoke", "!invoke a b c", "!list all"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!destroy",
+        "!destroy a b",
+        "!destroy a keep b",
+        "!approve a 12ab yes",
+        "!invoke",
+        "!invoke a b c",
+        "!list all",
+    ],
+)
 def test_misuse_shows_the_syntax(text: str) -> None:
-    """Too few or too many parameters are answered with the syntax and an example."""
+    """Too few parameters, too many, or other words than there are, are answered with the syntax and an example."""
     with pytest.raises(InvalidError) as caught:
         parse_command(text)
     verb = find_verb(text.split(maxsplit=1)[0])

@@ -2,7 +2,8 @@
 
 A ``Supervisor`` does the work; this module checks what clients send, turns errors into answers and streams what
 takes long. ``POST /v1/run`` and ``…/exec`` are conversations (fireclaw.daemon.conversation), ``up``, ``down``,
-``setup`` and ``vmms/firecracker`` are jobs (fireclaw.daemon.job), the rest is plain JSON. An error is
+``setup``, ``vmms/firecracker`` and ``models/NAME/pull`` are jobs (fireclaw.daemon.job), the rest is plain JSON. The
+routes of memories and models are modules of their own (fireclaw.daemon.memory_api, models_api). An error is
 ``{"error": {"code": …, "message": …, "hint": …}}``.
 """
 
@@ -26,6 +27,8 @@ from fireclaw.daemon.bodies import CreateRequest, Empty, ExecRequest, InstallReq
 from fireclaw.daemon.conversation import ConversationResponse, error_object, internal_error, read_call
 from fireclaw.daemon.doctor import run_checks
 from fireclaw.daemon.job import Job
+from fireclaw.daemon.memory_api import memory_routes
+from fireclaw.daemon.models_api import model_routes
 from fireclaw.errors import FireclawError, InvalidError, NotFoundError
 
 if TYPE_CHECKING:
@@ -33,10 +36,13 @@ if TYPE_CHECKING:
 
     from starlette.types import Receive, Scope, Send
 
+    from fireclaw.agents.memory import Memory
     from fireclaw.daemon.bodies import Exit, MachineInfo, Status
     from fireclaw.daemon.conversation import Conversation
     from fireclaw.daemon.job import Say
+    from fireclaw.llm.gateway import Gateway
     from fireclaw.paths import Home
+    from fireclaw.store.spending import Spending
 
 _BODY_MAX: Final = 1 << 16  # bytes of a JSON body; a conversation's first line has a limit of its own
 _STATUS: Final = {
@@ -51,6 +57,7 @@ _STATUS: Final = {
     "guest": 502,
     "guest-timeout": 504,
     "model": 502,
+    "budget": 502,
     "irc": 502,
 }
 
@@ -61,6 +68,20 @@ class Supervisor(Protocol):
     @property
     def busy(self) -> bool:
         """Whether something needs the daemon beyond its open requests: ``up``, agents, named machines."""
+
+    @property
+    def gateway(self) -> Gateway:
+        """The way to models."""
+
+    @property
+    def spending(self) -> Spending:
+        """What models cost."""
+
+    def memory(self, name: str) -> Memory:
+        """What an agent remembers."""
+
+    def reload(self) -> None:
+        """Read the templates of agents anew."""
 
     async def run(self, request: RunRequest, talk: Conversation) -> Exit:
         """Run a command in a new machine. However it ends, cancelled included, the machine is gone then."""
@@ -165,6 +186,8 @@ class Api:
             Route("/v1/status", self._status, methods=["GET"]),
             Route("/v1/doctor", self._doctor, methods=["GET"]),
             Route("/v1/version", self._version, methods=["GET"]),
+            *memory_routes(self._supervisor.memory),
+            *model_routes(self._supervisor.gateway, self._supervisor.spending, self._job),
         ]
 
     async def _run(self, request: Request) -> Response:

@@ -211,8 +211,9 @@ class ModelStatus:
     """The way to models.
 
     Attributes:
-        provider: ``llama.cpp``, the embedded server, or ``openai-compatible``, a configured one.
-        name: the model's name.
+        provider: where the default model runs: ``llama.cpp``, the embedded server, ``ollama``, ``anthropic``, or
+            ``openai-compatible``, a configured one.
+        name: the default model's name.
         state: ``off``, ``fetching``, ``loading``, ``ready`` or ``failed``.
         detail: progress, or the reason of a failure.
     """

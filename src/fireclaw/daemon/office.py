@@ -10,6 +10,7 @@ import asyncio
 import builtins  # noqa: TC003 - "list" is a verb of the overseer here
 import contextlib
 import logging
+import os
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -17,20 +18,30 @@ from typing import TYPE_CHECKING, Final
 from fireclaw.agents.manager import Agents
 from fireclaw.agents.templates import Templates
 from fireclaw.daemon.bodies import AgentStatus, IrcStatus, ModelStatus
+from fireclaw.daemon.drives import DRIVE_MIB, Drives
+from fireclaw.daemon.hands import MachineHands
 from fireclaw.daemon.irc_server import IrcServer
 from fireclaw.daemon.model_process import start_model_process
-from fireclaw.daemon.seats import MachineHands, Seat
+from fireclaw.daemon.models_api import ProgressLines
+from fireclaw.daemon.seats import Seat
 from fireclaw.errors import ConflictError, FireclawError, IrcError, NotFoundError, SetupError
 from fireclaw.irc.ngircd import LOOPBACK
 from fireclaw.irc.overseer import AgentLine, Operator, Overseer, TemplateLine
+from fireclaw.llm.backends.ollama import find_address
+from fireclaw.llm.cost import cost_lines
 from fireclaw.llm.gateway import Gateway, State
+from fireclaw.llm.models import model_lines
+from fireclaw.llm.prices import Prices
 from fireclaw.llm.settings import ModelSettings
 from fireclaw.store.machines import Purpose
+from fireclaw.store.spending import CostBy, Spending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from fireclaw.agents.manager import AgentInfo
+    from fireclaw.agents.memory import Memory
     from fireclaw.agents.ports import Hands, Voice
     from fireclaw.agents.templates import Template
     from fireclaw.daemon.job import Say
@@ -38,14 +49,12 @@ if TYPE_CHECKING:
     from fireclaw.irc.events import Message
     from fireclaw.irc.ngircd import NgircdServer
     from fireclaw.irc.overseer import Person
-    from fireclaw.llm.fetch import Progress
     from fireclaw.machines.machine import Machine
 
 log = logging.getLogger(__name__)
 
 OVERSEER: Final = "overseer"
 _IRC_S: Final = 30.0
-_PROGRESS_S: Final = 1.0  # between two lines of progress
 
 
 class Office:
@@ -53,30 +62,47 @@ class Office:
 
     Attributes:
         open: whether it is open, or opening.
+        gateway: the way to models.
+        spending: what models cost.
     """
 
     def __init__(self, rooms: Rooms) -> None:
         self._rooms = rooms
         self.open = False
         self._irc = IrcServer(rooms.home, rooms.gate, rooms.config.irc.port)
-        self._templates = Templates.load(rooms.home.config / "templates")
+        self._drives = Drives(rooms.home.workspaces)
+        self._templates = self._load_templates()
+        for problem in self._templates.problems().values():
+            log.warning("a template is left out: %s", problem)
+        self.spending = Spending(rooms.database, rooms.host)
         settings = rooms.config.model
-        self._gateway = Gateway(
-            ModelSettings(settings.base_url, settings.name, settings.api_key_file, settings.context),
+        self._anthropic_key = rooms.home.secrets / "anthropic-key"
+        self.gateway = Gateway(
+            ModelSettings(
+                base_url=settings.base_url,
+                model=settings.name,
+                api_key_file=settings.api_key_file,
+                context=settings.context,
+                ollama=find_address(os.environ),
+                anthropic_key_file=self._anthropic_key,
+            ),
             self._record_call,
             models=rooms.home.models,
             start=partial(start_model_process, rooms.gate),
+            spending=self.spending,
+            prices=Prices.load(rooms.home.config / "prices.toml"),
         )
         self._agents = Agents(
             rooms.database,
             rooms.host,
             self._templates,
             office=self,
-            mind=self._gateway,
+            mind=self.gateway,
             record=rooms.ledger.append,
             clock=time.time,
             context_tokens=settings.context,
             reserved=[OVERSEER],
+            models=self.gateway.available,
         )
         self._overseer: Overseer | None = None
         self._seats: dict[str, Seat] = {}
@@ -97,9 +123,10 @@ class Office:
         self.open = True
         self._keep_secrets(settings)
         say(f"IRC server {settings.name} on {LOOPBACK}:{settings.port}")
-        model = asyncio.create_task(self._gateway.start(_Teller(say)), name="model")
+        model = asyncio.create_task(self.gateway.start(ProgressLines(say)), name="model")
         try:
             await self._rooms.machines.prepare()
+            await self._rooms.machines.prepare(workspace_mib=DRIVE_MIB)
             if (choice := self._rooms.family.choice) is not None:
                 say(f"machines: {choice.vmm.name}, {choice.accel}")
             await self._start_overseer(settings)
@@ -108,9 +135,11 @@ class Office:
         finally:
             model.cancel()
             await asyncio.wait([model])
-        if self._gateway.state is not State.READY:
-            raise SetupError(f"the model is not ready: {self._gateway.detail}", hint="run 'fireclaw up' again")
-        say(f"model {self._gateway.model} ({self._gateway.provider})")
+        if self.gateway.state is not State.READY:
+            raise SetupError(f"the model is not ready: {self.gateway.detail}", hint="run 'fireclaw up' again")
+        if notice := self.gateway.take_notice():
+            say(notice)
+        say(f"model {self.gateway.model} ({self.gateway.provider})")
 
     async def recover(self) -> None:
         """Open again, in the background, what an earlier daemon of this boot left open."""
@@ -123,7 +152,7 @@ class Office:
             settings = await self._irc.start()
             self._keep_secrets(settings)
             await self._start_overseer(settings)
-            await self._gateway.start()
+            await self.gateway.start()
         except FireclawError as error:
             log.error("cannot open the office again: %s", error)  # noqa: TRY400 - an expected error, told as such
         except Exception:
@@ -162,6 +191,9 @@ class Office:
         except (IrcError, ConnectionError, TimeoutError) as error:
             log.warning("not all agents are on IRC: %s", error)  # each of them goes on trying
 
+    def _load_templates(self) -> Templates:
+        return Templates.load(self._rooms.home.config / "templates")
+
     def _record(self, event: str, data: dict[str, object]) -> None:
         self._rooms.ledger.append(event, data)
 
@@ -170,21 +202,18 @@ class Office:
 
     def _keep_secrets(self, settings: NgircdServer) -> None:
         """Have the ledger leave out what only this host may know, whoever says it."""
-        key = ""
-        if (path := self._rooms.config.model.api_key_file) is not None:
-            with contextlib.suppress(OSError, UnicodeDecodeError):  # the gateway tells, once it needs the key
-                key = path.read_text("utf-8").strip()
-        for secret in filter(None, (settings.password, settings.operator_password, key)):
+        keys = [_read_secret(path) for path in (self._rooms.config.model.api_key_file, self._anthropic_key) if path]
+        for secret in filter(None, (settings.password, settings.operator_password, *keys)):
             self._rooms.ledger.redact(secret)
 
     async def fetch_model(self, say: Say) -> None:
         """Have the model's file, without starting the office."""
-        await self._gateway.fetch(_Teller(say))
+        await self.gateway.fetch(ProgressLines(say))
 
     async def down(self, say: Say) -> None:
         """Close for good: everybody leaves IRC, the servers end."""
         if self.open:
-            say("closing the office; agents keep what they were told, not the files in their machines")
+            say("closing the office; agents keep what they were told, and of their files those in /workspace")
         await self._leave("going down")
         await self._irc.stop()
         self.open = False
@@ -204,19 +233,22 @@ class Office:
         if self._overseer is not None:
             await self._overseer.quit(reason)
             self._overseer = None
-        await self._gateway.aclose()
+        await self.gateway.aclose()
 
     # -- for the agents (fireclaw.agents.ports.Office) ----------------------------------------------------------
 
     async def make_machine(self, agent_id: str, name: str, template: Template) -> Hands:
-        """Return the agent's machine: the one it has, if that lives, or a new one."""
-        del agent_id
+        """Return the agent's machine: the one it has, if that lives, or a new one on its workspace."""
         machines = self._rooms.machines
         try:
             machine = self._machine_of(name)
         except NotFoundError:
             machine = await machines.create(
-                Purpose.AGENT, name=name, image=template.image, memory_mib=template.memory_mib
+                Purpose.AGENT,
+                name=name,
+                image=template.image,
+                memory_mib=template.memory_mib,
+                workspace=await asyncio.to_thread(self._drives.have, agent_id, name),
             )
         try:
             await machine.settled()
@@ -225,10 +257,11 @@ class Office:
             raise
         return MachineHands(machine, self._rooms.ledger, name)
 
-    async def destroy_machine(self, name: str) -> None:
-        """Remove the agent's machine; harmless where there is none."""
+    async def destroy_machine(self, agent_id: str, name: str, *, keep: bool) -> None:
+        """Remove the agent's machine and its workspace; harmless where there is none."""
         with contextlib.suppress(NotFoundError, ConflictError):
             await self._rooms.machines.destroy(self._machine_of(name))
+        await asyncio.to_thread(self._drives.drop, agent_id, name, keep=keep)
 
     def _machine_of(self, name: str) -> Machine:
         machine = self._rooms.machines.get(name)
@@ -237,6 +270,13 @@ class Office:
                 f"the machine {name!r} is not an agent's", hint="remove it, or invoke the agent under another name"
             )
         return machine
+
+    def announce(self, text: str) -> None:
+        """Tell the operators something in #control."""
+        if self._overseer is not None:
+            self._overseer.announce(text)
+        else:
+            log.warning("nobody is told: %s", text)
 
     async def connect(self, nick: str, on_message: Callable[[Message], None]) -> Voice:
         """Take a seat on IRC."""
@@ -253,10 +293,41 @@ class Office:
         info = await self._agents.invoke(template, name, by.nick)
         return info.name
 
-    async def destroy(self, name: str, by: Person) -> None:
+    async def destroy(self, name: str, by: Person, *, keep: bool) -> None:
         """End an agent."""
-        await self._agents.destroy(name, by.nick)
+        await self._agents.destroy(name, by.nick, keep=keep)
         self._seats.pop(name, None)
+
+    async def set_model(self, name: str, model: str | None, by: Person) -> str:
+        """Give an agent another model, or the one that its template chooses."""
+        found = "" if model is None else await self.gateway.check(model)
+        return self._agents.reload(name, by.nick, model=found).model
+
+    def set_persona(self, name: str, template: str | None, by: Person) -> str:
+        """Give an agent the persona of another template, or that of its own."""
+        info = self._agents.reload(name, by.nick, persona=template or "")
+        return template or info.template
+
+    def reload(self, name: str | None, by: str) -> Sequence[str]:
+        """Read the templates anew, for all agents or for one."""
+        templates = self._load_templates()
+        stays = self._agents.use_templates(templates, by, name)
+        self._templates = templates
+        self._rooms.ledger.append("templates.loaded", {"by": by, "templates": [each.name for each in templates.all()]})
+        return [*map(str, templates.problems().values()), *stays]
+
+    def decide(self, name: str, code: str, by: Person, *, approved: bool) -> str:
+        """Say yes or no to a command that waits."""
+        return self._agents.decide(name, code, approved=approved, by=by.nick).command
+
+    async def models(self) -> Sequence[str]:
+        """The models."""
+        return model_lines(await self.gateway.list_models())
+
+    def cost(self, name: str | None) -> Sequence[str]:
+        """What models cost: by agent, or one agent's by model."""
+        by = CostBy.AGENT if name is None else CostBy.MODEL
+        return cost_lines(self.spending.summary(by, agent=name), by)
 
     def list(self) -> Sequence[AgentLine]:
         """The agents."""
@@ -267,6 +338,15 @@ class Office:
         return [TemplateLine(each.name, each.description) for each in self._templates.all()]
 
     # -- for the API --------------------------------------------------------------------------------------------
+
+    def memory(self, name: str) -> Memory:
+        """What an agent remembers."""
+        return self._agents.memory(name)
+
+    def prune(self) -> builtins.list[str]:
+        """Remove the workspaces of agents that are no more, and return what went."""
+        # In one turn of the loop: an agent's row comes before its drive, so no drive of a living one is in the list.
+        return [f"workspace {name}" for name in self._drives.prune(self._agents.ids())]
 
     def irc_status(self) -> IrcStatus | None:
         """What a person needs to join."""
@@ -298,7 +378,7 @@ class Office:
 
     def model_status(self) -> ModelStatus:
         """The way to models."""
-        gateway = self._gateway
+        gateway = self.gateway
         return ModelStatus(gateway.provider, gateway.model, gateway.state, gateway.detail)
 
 
@@ -306,16 +386,7 @@ def _doing(info: AgentInfo) -> str:
     return f"{info.state}, {info.waiting} waiting" if info.waiting else info.state
 
 
-class _Teller:
-    """Turns the progress of a fetch into some lines."""
-
-    def __init__(self, say: Say) -> None:
-        self._say = say
-        self._last = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now - self._last >= _PROGRESS_S or progress.done >= progress.total:
-            self._last = now
-            done, total = progress.done / 1e6, progress.total / 1e6
-            self._say(f"{progress.text}: {done:.0f} of {total:.0f} MB")
+def _read_secret(path: Path) -> str:
+    with contextlib.suppress(OSError, UnicodeDecodeError):  # the gateway tells, once it needs the key
+        return path.read_text("utf-8").strip()
+    return ""

@@ -6,6 +6,8 @@ Life::
     → ready: told on the pipe, start.lock let go → serve → SIGTERM or SIGINT (detach: machines live on),
     ``down`` (all was stopped), idle, or out of reach → socket gone → requests end → supervisor closed → locks gone
 
+SIGHUP has the templates read anew.
+
 ``start.lock`` makes one daemon start at a time (fireclaw.cli.start); ``daemon.lock`` makes one live at a time and
 holds its pid. The kernel frees both, however the process ends, so a stale lock cannot exist, and a socket found
 under the lock is stale by that alone.
@@ -220,6 +222,7 @@ async def _serve(home: Home, config: Config, open_supervisor: OpenSupervisor, te
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with open_supervisor(home, config) as supervisor:
+        loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
         api = Api(supervisor, home)
         with _bound(home.socket) as listener:
             server = ApiServer(api, listener)

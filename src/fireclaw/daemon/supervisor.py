@@ -29,15 +29,18 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from fireclaw.agents.memory import Memory
     from fireclaw.config import Config
     from fireclaw.daemon.bodies import CreateRequest, ExecRequest, RunRequest
     from fireclaw.daemon.conversation import Conversation
     from fireclaw.daemon.job import Say
     from fireclaw.daemon.rooms import Rooms
+    from fireclaw.llm.gateway import Gateway
     from fireclaw.machines.calls import Execution
     from fireclaw.machines.machine import Machine
     from fireclaw.paths import Home
     from fireclaw.store.machines import MachineRow
+    from fireclaw.store.spending import Spending
     from fireclaw.vmm.family import Choice
 
 log = logging.getLogger(__name__)
@@ -160,7 +163,7 @@ class DaemonSupervisor:
 
     async def prune(self) -> list[str]:
         """Remove what nobody owns."""
-        return await self._rooms.machines.prune()
+        return await self._rooms.machines.prune() + self._office.prune()
 
     async def setup(self, say: Say) -> None:
         """Build the runtime and the default image."""
@@ -177,6 +180,26 @@ class DaemonSupervisor:
             say("this daemon has chosen before: 'fireclaw down', and the next one chooses again")
 
     # -- the office -------------------------------------------------------------------------------------------
+
+    @property
+    def gateway(self) -> Gateway:
+        """The way to models."""
+        return self._office.gateway
+
+    @property
+    def spending(self) -> Spending:
+        """What models cost."""
+        return self._office.spending
+
+    def memory(self, name: str) -> Memory:
+        """What an agent remembers."""
+        return self._office.memory(name)
+
+    def reload(self) -> None:
+        """Read the templates anew, and say in the log what is wrong with them."""
+        for line in self._office.reload(None, "SIGHUP"):
+            log.warning("%s", line)
+        log.info("the templates were read anew")
 
     async def up(self, say: Say) -> None:
         """Open the office."""

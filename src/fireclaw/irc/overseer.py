@@ -21,6 +21,7 @@ from fireclaw.irc.events import Kicked, Lost, Message, Parted, Quit, Ready, Rena
 from fireclaw.irc.message import Kind
 from fireclaw.irc.ngircd import AGENTS, CONTROL
 from fireclaw.irc.session import Identity
+from fireclaw.irc.text import split_text
 from fireclaw.irc.throttle import CommandLimit, Rate, Verdict
 from fireclaw.irc.verbs import VERBS, find_verb, help_text, is_command, parse_command
 
@@ -104,8 +105,24 @@ class Control(Protocol):
         """Make an agent; return its nick."""
         ...
 
-    async def destroy(self, name: str, by: Person) -> None:
-        """End an agent."""
+    async def destroy(self, name: str, by: Person, *, keep: bool) -> None:
+        """End an agent; with ``keep`` its memory and workspace stay for the next of its name."""
+        ...
+
+    def decide(self, name: str, code: str, by: Person, *, approved: bool) -> str:
+        """Say yes or no to a command that waits; return the command."""
+        ...
+
+    async def set_model(self, name: str, model: str | None, by: Person) -> str:
+        """Give an agent another model, None for its template's choice; return the model's whole name."""
+        ...
+
+    def set_persona(self, name: str, template: str | None, by: Person) -> str:
+        """Give an agent the persona of a template, None for its own; return the template's name."""
+        ...
+
+    def reload(self, name: str | None, by: str) -> Sequence[str]:
+        """Read the templates anew, for all agents or for one; return what went wrong on the way."""
         ...
 
     def list(self) -> Sequence[AgentLine]:
@@ -114,6 +131,14 @@ class Control(Protocol):
 
     def templates(self) -> Sequence[TemplateLine]:
         """The templates."""
+        ...
+
+    async def models(self) -> Sequence[str]:
+        """The models, a line each."""
+        ...
+
+    def cost(self, name: str | None) -> Sequence[str]:
+        """What models cost, a line for each agent, or for each model of one agent."""
         ...
 
 
@@ -180,8 +205,14 @@ class Overseer:
         self._actions: dict[str, Callable[[Command, Person], Awaitable[list[str]]]] = {
             "invoke": self._invoke,
             "destroy": self._destroy,
+            "approve": self._approve,
+            "model": self._model,
+            "persona": self._persona,
+            "reload": self._reload,
             "list": self._list,
             "templates": self._templates,
+            "models": self._models,
+            "cost": self._cost,
             "help": self._help,
         }
         self._settling: asyncio.Task[None] | None = None
@@ -225,6 +256,14 @@ class Overseer:
         """End at once and reap the tasks; a command in flight is cancelled."""
         await self._reap_tasks()
         await self.client.aclose()
+
+    def announce(self, text: str) -> None:
+        """Say something to the operators in ``#control``, soon."""
+        self._start_task(self._say(text), "announcement")
+
+    async def _say(self, text: str) -> None:
+        for line in split_text(text, 400):
+            await self.client.say(CONTROL, line, Kind.NOTICE)
 
     async def free_nick(self, nick: str) -> bool:
         """Take a nick from whoever holds it, a dead connection as a rule; tell whether somebody did.
@@ -395,19 +434,43 @@ class Overseer:
         return [f"{nick} is coming to {AGENTS}"]
 
     async def _destroy(self, command: Command, person: Person) -> list[str]:
-        await self._control.destroy(command.args[0], person)
-        return [f"{command.args[0]} is gone"]
+        name, keep = command.args[0], command.arg(1) is not None
+        await self._control.destroy(name, person, keep=keep)
+        return [f"{name} is gone; its memory and /workspace wait for the next {name}" if keep else f"{name} is gone"]
+
+    async def _approve(self, command: Command, person: Person) -> list[str]:
+        name, code = command.args[:2]
+        approved = command.arg(2) is None
+        wish = self._control.decide(name, code, person, approved=approved)
+        return [f"{name} {'runs' if approved else 'does not run'} `{wish}`"]
+
+    async def _model(self, command: Command, person: Person) -> list[str]:
+        name = command.args[0]
+        model = await self._control.set_model(name, command.arg(1), person)
+        return [f"{name} thinks with {model} from its next turn on"]
+
+    async def _persona(self, command: Command, person: Person) -> list[str]:
+        name = command.args[0]
+        template = self._control.set_persona(name, command.arg(1), person)
+        return [f"{name} has the persona of {template} from its next turn on"]
+
+    async def _reload(self, command: Command, person: Person) -> list[str]:
+        return ["the templates were read anew", *self._control.reload(command.arg(0), person.nick)]
 
     async def _list(self, _command: Command, _person: Person) -> list[str]:
         agents = self._control.list()
         lines = [f"{each.name} ({each.template}, {each.model}): {each.state}" for each in agents]
-        if len(lines) > _LIST_LINES:
-            lines[_LIST_LINES - 1 :] = [f"… and {len(lines) - _LIST_LINES + 1} more"]
-        return lines or [f"there are no agents yet: {VERBS['invoke'].example}"]
+        return _shortened(lines) or [f"there are no agents yet: {VERBS['invoke'].example}"]
 
     async def _templates(self, _command: Command, _person: Person) -> list[str]:
         lines = [f"{each.name}: {each.description}" for each in self._control.templates()]
         return lines or ["there are no templates"]
+
+    async def _models(self, _command: Command, _person: Person) -> list[str]:
+        return _shortened(await self._control.models())
+
+    async def _cost(self, command: Command, _person: Person) -> list[str]:
+        return _shortened(self._control.cost(command.arg(0)))
 
     async def _help(self, command: Command, _person: Person) -> list[str]:
         name = command.arg(0)
@@ -453,3 +516,10 @@ class Overseer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    """As many lines as a channel bears."""
+    if len(lines) <= _LIST_LINES:
+        return list(lines)
+    return [*lines[: _LIST_LINES - 1], f"… and {len(lines) - _LIST_LINES + 1} more"]

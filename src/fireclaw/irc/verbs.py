@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fireclaw.errors import InvalidError
 
+_OPTIONAL = "["
 _COMMAND = re.compile(r"!([A-Za-z][\w-]*)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -20,7 +21,7 @@ class Verb:
 
     Attributes:
         name: the word after the exclamation mark.
-        syntax: its parameters; those in brackets may be left out.
+        syntax: its parameters; those in brackets may be left out, those in small letters are words as they stand.
         example: a whole line that works.
         help: what it does, one sentence.
         mutating: whether only an operator may.
@@ -50,13 +51,43 @@ VERBS = {
         ),
         Verb(
             "destroy",
-            "NAME",
+            "NAME [keep]",
             "!destroy ada",
-            "ends an agent and its machine, for good",
+            "ends an agent and its machine, for good; with keep, its memory and /workspace wait for the next ada",
+            mutating=True,
+        ),
+        Verb(
+            "approve",
+            "NAME CODE [no]",
+            "!approve ada 3f2c",
+            "lets an agent run the command that it asked about, or with no, not",
+            mutating=True,
+        ),
+        Verb(
+            "model",
+            "NAME [MODEL]",
+            "!model ada ollama:qwen2.5",
+            "gives an agent another model from its next turn on; without MODEL, the one that its template chooses",
+            mutating=True,
+        ),
+        Verb(
+            "persona",
+            "NAME [TEMPLATE]",
+            "!persona ada researcher",
+            "gives an agent the persona of another template; without TEMPLATE, that of its own",
+            mutating=True,
+        ),
+        Verb(
+            "reload",
+            "[NAME]",
+            "!reload",
+            "reads the templates anew, for all agents or for one; each has what is new with its next turn",
             mutating=True,
         ),
         Verb("list", "", "!list", "shows the agents and what they are doing"),
         Verb("templates", "", "!templates", "shows the templates that !invoke can use"),
+        Verb("models", "", "!models", "shows the models that are here and those that can be fetched"),
+        Verb("cost", "[NAME]", "!cost ada", "shows what the models cost: by agent, or one agent's by model"),
         Verb("help", "[VERB]", "!help invoke", "shows the verbs, or one with its syntax and an example"),
     )
 }
@@ -88,8 +119,8 @@ def parse_command(text: str) -> Command:
     """Read a command.
 
     Raises:
-        InvalidError: no such verb (the nearest is offered), or the wrong number of parameters (the syntax and
-            an example are shown).
+        InvalidError: no such verb (the nearest is offered), or the wrong parameters (the syntax and an example are
+            shown).
     """
     match = _COMMAND.fullmatch(text)
     if match is None:
@@ -97,8 +128,9 @@ def parse_command(text: str) -> Command:
     verb = find_verb(match[1])
     args = tuple((match[2] or "").split())
     wanted = verb.syntax.split()
-    least = sum(not word.startswith("[") for word in wanted)
-    if not least <= len(args) <= len(wanted):
+    least = sum(not word.startswith(_OPTIONAL) for word in wanted)
+    fixed = [(word.strip("[]"), arg) for word, arg in zip(wanted, args, strict=False) if word.islower()]
+    if not least <= len(args) <= len(wanted) or any(word != arg.lower() for word, arg in fixed):
         raise InvalidError(f"the syntax is: {verb.usage}", hint=f"for example: {verb.example}")
     return Command(verb, args)
 

@@ -111,10 +111,17 @@ class Machines:
 
     # -- making -----------------------------------------------------------------------------------------------
 
-    async def prepare(self, image: str = "debian") -> None:
-        """Have everything ready that the first machine of an image needs; errors as for ``create``."""
-        kind = await self._kind(image, self._memory_mib, None)
-        self._spares.refill(kind, await self._templates.have(kind))
+    async def prepare(self, image: str = "debian", *, workspace_mib: int = 0) -> None:
+        """Have everything ready that the first machine of an image needs; errors as for ``create``.
+
+        Args:
+            image: what its workload sees.
+            workspace_mib: the size of its workspace; 0: it has none.
+        """
+        kind = await self._kind(image, self._memory_mib, workspace_mib << 20)
+        snapshot = await self._templates.have(kind)
+        if not workspace_mib:
+            self._spares.refill(kind, snapshot)
 
     async def create(
         self,
@@ -139,7 +146,8 @@ class Machines:
             ConflictError: the name is taken, or another machine has the workspace.
             SetupError, MachineError: it cannot be made, and why.
         """
-        kind = await self._kind(image, memory_mib or self._memory_mib, workspace)
+        size = 0 if workspace is None else await asyncio.to_thread(lambda: workspace.stat().st_size)
+        kind = await self._kind(image, memory_mib or self._memory_mib, size)
         snapshot = await self._templates.have(kind)
         if purpose is Purpose.RUN and workspace is None:
             self._refill = partial(self._spares.refill, kind, snapshot)
@@ -205,12 +213,8 @@ class Machines:
             await asyncio.shield(self._register.forget(row))
             raise
 
-    async def _kind(self, image: str, memory_mib: int, workspace: Path | None) -> Kind:
-        def find() -> Kind:
-            size = 0 if workspace is None else workspace.stat().st_size
-            return Kind(*self._find(image), memory_mib, self._vcpus, size)
-
-        return await in_background(find)
+    async def _kind(self, image: str, memory_mib: int, workspace_size: int) -> Kind:
+        return await in_background(lambda: Kind(*self._find(image), memory_mib, self._vcpus, workspace_size))
 
     async def _until_free(self, name: str) -> None:
         """Let a machine of that name that is just ending come to its end."""
