@@ -66,7 +66,7 @@ def _have_snapshot(runtime: str, image: str) -> None:
 
 @contextmanager
 def _short_home() -> Iterator[Home]:
-    with tempfile.TemporaryDirectory(prefix="fct-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="fct-") as folder:
         yield Home(Path(folder), Path(folder) / "run", Path(folder))
 
 

@@ -15,7 +15,7 @@ from vm_rules import *  # noqa: F403 - the suite
 from vm_subjects import Fate, Need, Subject
 
 from fireclaw.errors import ChannelLostError, GuestTimeoutError, VmmError
-from fireclaw.testing.firecracker import Connect, Guest, Script, install
+from fireclaw.testing.firecracker import Connect, Guest, Script, install, runs_for_others
 from fireclaw.vmm.base import Accel, Cause
 from fireclaw.vmm.firecracker import vm as vm_module
 from fireclaw.vmm.firecracker.vm import Firecracker
@@ -54,7 +54,7 @@ SUBJECTS = [
         doom=_doom(Firecracker),
         control=CONTROL,
         accel=Accel.KVM,
-        lacks=_LACKS,
+        lacks=_LACKS | ({} if runs_for_others() else {Need.USER: "only root can run this interpreter"}),
         unavailable=NOT_ROOT,
     ),
     Subject(

@@ -10,7 +10,7 @@ them to the real program::
 
 from __future__ import annotations
 
-from fireclaw.testing.firecracker.install import install
+from fireclaw.testing.firecracker.install import install, runs_for_others
 from fireclaw.testing.firecracker.script import Connect, Guest, Script
 
-__all__ = ["Connect", "Guest", "Script", "install"]
+__all__ = ["Connect", "Guest", "Script", "install", "runs_for_others"]
