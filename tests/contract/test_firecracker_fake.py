@@ -29,7 +29,7 @@ from firecracker_exchanges import (
 from firecracker_program import api_description, real_programs, request, run, running
 from jsonschema import Draft4Validator
 
-from fireclaw.testing.firecracker import Guest, Script, install
+from fireclaw.testing.firecracker import Guest, Script, install, runs_for_others
 from fireclaw.testing.firecracker.bodies import BODIES
 from fireclaw.testing.firecracker.json_reader import Choice, Kind, Scalar, Sequence, Struct
 
@@ -603,7 +603,9 @@ def test_an_id_is_good_for_one_jail(programs: Path, tmp_path: Path) -> None:
     )
     root = tmp_path / "firecracker/j/root"
     assert {path.name for path in root.iterdir()} >= {"dev", "run", "firecracker", "firecracker.pid"}
-    assert (root.stat().st_uid, root.stat().st_mode & 0o777) == (12345, 0o700)
+    assert root.stat().st_mode & 0o777 == 0o700
+    if runs_for_others():  # otherwise the fake jailer keeps its user
+        assert root.stat().st_uid == 12345
 
 
 def _jail(programs: Path, base: Path, *words: str) -> Any:
