@@ -273,18 +273,19 @@ def test_exec_reaches_a_machine_that_stays(cli: Cli, box: str) -> None:
 def test_ps_tells_of_machines(cli: Cli, box: str) -> None:
     """``ps`` lists a machine for people, ``ps --json`` for programs."""
     (machine,) = cli.json("ps", "--json")
-    assert machine | {"created_at": 0, "id": "", "accel": ""} == {
+    assert machine | {"created_at": 0, "id": "", "vmm": "", "accel": ""} == {
         "id": "",
         "name": box,
         "purpose": "named",
         "image": "debian",
         "state": "running",
+        "vmm": "",
         "accel": "",
         "memory_mib": 256,
         "created_at": 0,
     }
     head, line = cli("ps").stdout.decode().splitlines()
-    assert head.split() == ["ID", "NAME", "PURPOSE", "IMAGE", "STATE", "MEMORY", "ACCEL", "AGE"]
+    assert head.split() == ["ID", "NAME", "PURPOSE", "IMAGE", "STATE", "MEMORY", "VMM", "AGE"]
     assert line.split()[:5] == [machine["id"][:12], box, "named", "debian", "running"]
     assert cli("exec", machine["id"].replace("-", "")[:12], "hostname").stdout == b"box\n"
 
