@@ -102,7 +102,7 @@ def test_the_installed_package_finds_its_data(installed: Installation) -> None:
     place, key, *found = installed("python", "-c", script).splitlines()
     assert Path(place).is_relative_to(installed.bin.parent)
     assert key == runtime.key([], runtime.guest_sources())
-    assert found == ["['worker'] ['debian'] True", "True"]
+    assert found == ["['coder', 'creative', 'quick', 'researcher', 'worker'] ['debian'] True", "True"]
 
 
 def test_the_installed_command_runs_a_machine(installed: Installation, cli: Cli) -> None:
