@@ -64,6 +64,7 @@ class Bench:
     def __init__(self, home: Home, floor: Floor) -> None:
         self._home = home
         self._floor = floor
+        self._settle_s = 0.0
         self.samples: dict[str, list[float]] = {}
 
     def run(self, rounds: int) -> None:
@@ -78,21 +79,24 @@ class Bench:
                     break
 
     def _round(self) -> None:
-        floor = self._floor.measure()
-        settle = partial(time.sleep, _SETTLE_FLOORS * floor / 1000)
-        self._take("floor", floor)
-        settle()
+        self._settle()  # before the floor, too: a processor that has just worked is quicker than one that has rested
+        self._take("floor", floor := self._floor.measure())
+        self._settle_s = _SETTLE_FLOORS * floor / 1000
+        self._settle()
         self._take("clone_first_exec", _timed(lambda: self._api("/v1/run", ["/bin/true"])))
-        settle()
+        self._settle()
         self._take("named_first_exec", self._named_first_exec())
-        settle()
+        self._settle()
         self._take("run_true", _timed(_run_true))
-        settle()
+        self._settle()
         for _ in range(_WARM_A_ROUND):
             self._take("warm_exec", _timed(lambda: self._exec(_MACHINE, ["/bin/true"])))
         loop = "i=0; while [ $i -lt {} ]; do /bin/true; i=$((i+1)); done"
         one, many = (_timed(partial(self._exec, _MACHINE, ["/bin/sh", "-c", loop.format(n)])) for n in (1, 1 + _LOOPS))
         self._take("guest_fork_exec", (many - one) / _LOOPS)
+
+    def _settle(self) -> None:
+        time.sleep(self._settle_s)
 
     def _take(self, name: str, sample: float) -> None:
         self.samples.setdefault(name, []).append(sample)
